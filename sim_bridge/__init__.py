@@ -1,0 +1,1 @@
+"""Simulators behind the topics of the real robot; scripted experts; the bridge node."""

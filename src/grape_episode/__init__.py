@@ -1,0 +1,1 @@
+"""What an episode is: actions, contract, outcome, bags, labels; and the recorder node."""

@@ -1,0 +1,304 @@
+"""The recorder node: one bag an episode, as raw CDR, from START to STOP.
+
+It subscribes to every topic of the contract when it starts, answers START with READY once the
+bag is open, drains at STOP until every step's messages are there, and says RECORDED with the
+bag's path. An environment that vanishes ends the episode with outcome `error`.
+
+    python -m grape_episode.recorder_node --ros-args -p output_dir:=DIR -p contract:=libero
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import rclpy
+from grape.msg import EpisodeEvent
+from grape.srv import LabelEpisode
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.serialization import deserialize_message
+
+from grape_episode.bag_writer import BagWriter
+from grape_episode.contract import Contract, ContractError, TopicSpec, load_contract
+from grape_episode.episode import EpisodeInfo
+from grape_episode.label import append_label
+from grape_episode.outcome import Outcome
+from grape_episode.ros_qos import qos_profile
+from grape_episode.version import code_version
+
+SOURCE = 'recorder'
+TICK_S = 0.05
+
+
+@dataclass(frozen=True)
+class RecorderConfig:
+    """The node's parameters.
+
+    Attributes:
+        output_dir: bags are written to output_dir/<episode id>; required.
+        contract: name in config/contract/ or path.
+        compression: 'zstd' (of chunks) or 'none'.
+        idle_timeout_s: silence after which a running episode ends with outcome error.
+        drain_timeout_s: how long STOP waits for messages that are still under way.
+        min_free_mb: an episode is refused when the disk has less.
+
+    """
+
+    output_dir: str = ''
+    contract: str = 'libero'
+    compression: str = 'zstd'
+    idle_timeout_s: float = 60.0
+    drain_timeout_s: float = 5.0
+    min_free_mb: int = 500
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not self.output_dir:
+            raise ValueError("parameter 'output_dir' is empty; expected a folder for the bags")
+        if self.idle_timeout_s <= 0 or self.drain_timeout_s < 0:
+            raise ValueError('idle_timeout_s must be above 0 and drain_timeout_s at least 0')
+
+
+@dataclass
+class _Recording:
+    """The episode that is being written."""
+
+    writer: BagWriter
+    info: EpisodeInfo
+    last_message: float
+    stop: EpisodeEvent | None = None
+    stopped_at: float = 0.0
+    seen_publisher: bool = field(default=False)
+
+
+class RecorderNode(Node):
+    """Subscribes to the contract's topics and writes what belongs to an episode."""
+
+    def __init__(self) -> None:
+        super().__init__('recorder_node')
+        defaults = {n: f.default for n, f in RecorderConfig.__dataclass_fields__.items()}
+        values = {n: self.declare_parameter(n, value).value for n, value in defaults.items()}
+        self.config = RecorderConfig(**values)
+        self._contract: Contract = load_contract(self.config.contract)
+        self._recording: _Recording | None = None
+        self._latched: dict[str, bytes] = {}
+        self._events = self._contract.topic('episode_event')
+        self._images = [t.name for t in self._contract.topics if t.role == 'image']
+        self._publisher = self.create_publisher(
+            EpisodeEvent, self._events.name, qos_profile(self._events)
+        )
+        for topic in self._contract.topics:
+            self._subscribe(topic)
+        self.create_service(LabelEpisode, '~/label_episode', self._label)
+        self.create_timer(TICK_S, self._tick)
+        self.get_logger().info(f'recording to {self.config.output_dir}')
+
+    def finish_on_shutdown(self) -> None:
+        """Close an open bag as interrupted."""
+        if self._recording is not None:
+            self._finish(Outcome.INTERRUPTED, 'the recorder was stopped')
+
+    def _subscribe(self, topic: TopicSpec) -> None:
+        package, _, name = topic.type.split('/')
+        kind = getattr(importlib.import_module(f'{package}.msg'), name)
+        is_event = topic.role == 'episode_event'
+
+        def take(cdr: bytes) -> None:
+            if is_event:
+                self._handle_event(deserialize_message(cdr, EpisodeEvent), cdr)
+            else:
+                self._write(topic, cdr)
+
+        self.create_subscription(kind, topic.name, take, qos_profile(topic), raw=True)
+
+    def _write(self, topic: TopicSpec, cdr: bytes) -> None:
+        if topic.durability == 'transient_local':
+            self._latched[topic.name] = cdr
+        recording = self._recording
+        if recording is None:
+            return
+        recording.last_message = time.monotonic()
+        try:
+            recording.writer.write(topic.name, self.get_clock().now().nanoseconds, cdr)
+        except OSError as error:
+            self._fail_writing(error)
+            return
+        if recording.stop is not None:
+            self._finish_when_drained()
+
+    def _handle_event(self, event: EpisodeEvent, cdr: bytes) -> None:
+        if event.kind == EpisodeEvent.START:
+            self._start(event)
+        recording = self._recording
+        if recording is None or event.episode_id != recording.info.episode_id:
+            return
+        self._write(self._events, cdr)
+        if event.kind == EpisodeEvent.READY and event.source == 'policy':
+            recording.info = replace(
+                recording.info,
+                adapter_id=event.adapter_id,
+                policy=json.loads(event.config_json or '{}'),
+            )
+        elif event.kind == EpisodeEvent.STOP and self._recording is recording:
+            recording.stop, recording.stopped_at = event, time.monotonic()
+            self._finish_when_drained()
+
+    def _start(self, event: EpisodeEvent) -> None:
+        if self._recording is not None:
+            self._finish(Outcome.ERROR, f'episode {event.episode_id} began before this one ended')
+        folder = Path(self.config.output_dir) / event.episode_id
+        info = EpisodeInfo(
+            episode_id=event.episode_id,
+            task=event.task,
+            instruction=event.instruction,
+            init_state=event.init_state,
+            seed=event.seed,
+            temperature=float(event.temperature),
+            controller=event.controller,
+            outcome=Outcome.INTERRUPTED,
+            steps=0,
+            adapter_id='',
+            contract=self._contract.to_dict(),
+            environment=json.loads(event.config_json or '{}'),
+            code_version=code_version(),
+            started_at=datetime.now(UTC).isoformat(timespec='seconds'),
+        )
+        try:
+            writer = self._open(folder, info)
+        except (OSError, ValueError) as error:
+            self.get_logger().error(f'episode {event.episode_id} cannot be recorded: {error}')
+            self._say(EpisodeEvent.ERROR, event.episode_id, str(error))
+            return
+        self._recording = _Recording(writer, info, time.monotonic())
+        for topic in self._contract.topics:
+            if topic.name in self._latched:
+                self._write(topic, self._latched[topic.name])
+        self._say(EpisodeEvent.READY, event.episode_id)
+
+    def _open(self, folder: Path, info: EpisodeInfo) -> BagWriter:
+        if not info.episode_id or '/' in info.episode_id:
+            raise ValueError(f"'{info.episode_id}' cannot be the name of a bag folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free_mb = shutil.disk_usage(folder.parent).free // 2**20
+        if free_mb < self.config.min_free_mb:
+            raise OSError(
+                f'{free_mb} MB are free for bags; min_free_mb is {self.config.min_free_mb}. '
+                'Free some space or choose another output_dir.'
+            )
+        return BagWriter(folder, self._contract.topics, info, self.config.compression)
+
+    def _missing(self, recording: _Recording) -> dict[str, int]:
+        """Messages that STOP promises and that have not come, topic -> count."""
+        steps, counts = recording.stop.steps, recording.writer.counts
+        missing = {}
+        for topic in self._contract.topics:
+            if not topic.per_step:
+                continue
+            expected = steps if topic.role in ('image', 'policy_step') else steps + 1
+            if counts[topic.name] < expected:
+                missing[topic.name] = expected - counts[topic.name]
+        return missing
+
+    def _finish_when_drained(self) -> None:
+        recording = self._recording
+        missing = self._missing(recording)
+        late = time.monotonic() - recording.stopped_at > self.config.drain_timeout_s
+        if missing and not late:
+            return
+        if missing:
+            # An episode that broke off in the middle of a step lacks that step's messages.
+            log = self.get_logger()
+            broke = recording.stop.outcome in (Outcome.ERROR, Outcome.INTERRUPTED)
+            text = f'{recording.info.episode_id}: messages missing at the end: {missing}'
+            log.warning(text) if broke else log.error(text)
+            recording.info = replace(recording.info, lost=missing)
+        self._finish(Outcome(recording.stop.outcome), recording.stop.detail)
+
+    def _finish(self, outcome: Outcome, detail: str) -> None:
+        recording, self._recording = self._recording, None
+        steps = recording.writer.counts[self._contract.topic('policy_step').name]
+        if recording.stop is not None:
+            steps = recording.stop.steps
+        info = replace(recording.info, outcome=outcome, steps=steps, detail=detail)
+        try:
+            recording.writer.close(info)
+        except OSError as error:
+            recording.writer.abandon(replace(info, outcome=Outcome.ERROR))
+            self._say(EpisodeEvent.ERROR, info.episode_id, f'the bag cannot be closed: {error}')
+            return
+        self._say(EpisodeEvent.RECORDED, info.episode_id, str(recording.writer.folder.resolve()))
+
+    def _fail_writing(self, error: OSError) -> None:
+        recording, self._recording = self._recording, None
+        detail = f'the bag cannot be written: {error}'
+        self.get_logger().error(f'{recording.info.episode_id}: {detail}')
+        recording.writer.abandon(replace(recording.info, outcome=Outcome.ERROR, detail=detail))
+        self._say(EpisodeEvent.ERROR, recording.info.episode_id, detail)
+
+    def _tick(self) -> None:
+        recording = self._recording
+        if recording is None:
+            return
+        try:
+            recording.writer.flush_due()
+        except OSError as error:
+            self._fail_writing(error)
+            return
+        if recording.stop is not None:
+            self._finish_when_drained()
+            return
+        publishers = sum(self.count_publishers(topic) for topic in self._images)
+        recording.seen_publisher |= publishers > 0
+        silence = time.monotonic() - recording.last_message
+        if recording.seen_publisher and publishers == 0:
+            self._finish(Outcome.ERROR, 'the environment vanished (no camera publisher is left)')
+        elif silence > self.config.idle_timeout_s:
+            self._finish(Outcome.ERROR, f'no message for {silence:.0f} s')
+
+    def _say(self, kind: int, episode_id: str, detail: str = '') -> None:
+        if not self.context.ok():
+            return
+        event = EpisodeEvent(kind=kind, source=SOURCE, episode_id=episode_id, detail=detail)
+        event.header.stamp = self.get_clock().now().to_msg()
+        self._publisher.publish(event)
+
+    def _label(
+        self, request: LabelEpisode.Request, response: LabelEpisode.Response
+    ) -> LabelEpisode.Response:
+        bag = Path(self.config.output_dir) / request.episode_id
+        try:
+            append_label(bag, request.outcome, request.reason, request.labeller)
+        except (ValueError, OSError) as error:
+            response.success, response.message = False, str(error)
+        else:
+            response.success, response.message = True, f'{bag.name}: {request.outcome}'
+        return response
+
+
+def main() -> None:
+    """Run the node until it is told to stop."""
+    rclpy.init()
+    try:
+        node = RecorderNode()
+    except (ValueError, OSError, ContractError) as error:
+        rclpy.logging.get_logger('recorder_node').error(str(error))
+        rclpy.try_shutdown()
+        sys.exit(1)
+    try:
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.finish_on_shutdown()
+        rclpy.try_shutdown()
+
+
+if __name__ == '__main__':
+    main()

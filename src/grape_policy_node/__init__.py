@@ -1,0 +1,1 @@
+"""The policy: OpenVLA, action tokens, LoRA adapters, inference; and the policy node."""

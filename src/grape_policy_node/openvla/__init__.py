@@ -1,0 +1,1 @@
+"""The OpenVLA model: vision towers, language model, inputs and checkpoint folders."""

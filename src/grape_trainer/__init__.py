@@ -1,0 +1,1 @@
+"""Scoring, pairing, objectives, learning and evaluation; and the trainer node."""

@@ -1,0 +1,168 @@
+"""Successful bags as demonstrations: pixels, action tokens and the action statistics.
+
+The statistics (q01, q99, mask) are computed once over all demonstrations that are trained on and
+belong to the policy from then on. The gripper (0 closed .. 1 open) is not normalised.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from grape_episode.bag import find_bags, read_episode, read_info
+from grape_episode.label import effective_outcome
+from grape_episode.outcome import Outcome
+
+from grape_trainer.dataset import DataError, policy_actions, resize_images
+from grape_trainer.learner import generator_for
+
+# A step is a no-op below this norm of the six pose dimensions, if the gripper command stands
+# still too (LIBERO's regenerated data of OpenVLA, regenerate_libero_dataset.py).
+LIBERO_NOOP_NORM = 1e-4
+ACTION_MASK = (True, True, True, True, True, True, False)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """N control steps of many episodes in one block.
+
+    `instruction_index` points into `instructions`; `episode_index` into `episodes`.
+    """
+
+    images: np.ndarray  # (N, S, S, 3) uint8 RGB
+    actions: np.ndarray  # (N, 7) float64, policy units
+    instruction_index: np.ndarray  # (N,) int64
+    episode_index: np.ndarray  # (N,) int64
+    instructions: tuple[str, ...]
+    episodes: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.images)
+
+
+def successful_bags(folders: Sequence[Path]) -> list[Path]:
+    """Return the bags below `folders` whose outcome (label, else recording) is success.
+
+    Raises:
+        DataError: none is.
+
+    """
+    bags = find_bags(folders)
+    good = [bag for bag in bags if effective_outcome(bag) == Outcome.SUCCESS]
+    if not good:
+        raise DataError(
+            f'{", ".join(map(str, folders))} holds {len(bags)} bags, none a success. '
+            "Record demonstrations with 'grape demos'."
+        )
+    if len(good) < len(bags):
+        log.info('%d of %d bags are successes; the others are left out', len(good), len(bags))
+    return good
+
+
+def hold_out(bags: Sequence[Path], count: int, seed: int) -> tuple[list[Path], list[Path]]:
+    """Split whole episodes at random into (training, held out); both in their given order."""
+    if count >= len(bags):
+        raise DataError(
+            f'{count} episodes are to be held out of {len(bags)}; record more, or lower '
+            'held_out_episodes.'
+        )
+    order = torch.randperm(len(bags), generator=generator_for(seed, 'hold_out', 0)).tolist()
+    held = set(order[:count])
+    return (
+        [bag for i, bag in enumerate(bags) if i not in held],
+        [bag for i, bag in enumerate(bags) if i in held],
+    )
+
+
+def load_demonstrations(
+    bags: Sequence[Path],
+    image_size: int,
+    noop_filter: str,
+    on_bag: Callable[[int], None] = lambda _: None,
+) -> Demonstrations:
+    """Read bags into one block, without no-ops if asked.
+
+    Args:
+        bags: episodes to read.
+        image_size: S, the model's.
+        noop_filter: 'none' or 'libero'.
+        on_bag: called with the number of bags read so far.
+
+    """
+    instructions: dict[str, int] = {}
+    images, actions, instruction_index, episode_index = [], [], [], []
+    for number, bag in enumerate(bags):
+        episode = read_episode(bag)
+        action = policy_actions(episode)
+        keep = np.ones(len(action), bool) if noop_filter == 'none' else ~noops(action)
+        index = instructions.setdefault(episode.info.instruction, len(instructions))
+        images.append(resize_images(episode.policy_images()[keep], image_size))
+        actions.append(action[keep])
+        instruction_index.append(np.full(keep.sum(), index))
+        episode_index.append(np.full(keep.sum(), number))
+        on_bag(number + 1)
+    return Demonstrations(
+        images=np.concatenate(images),
+        actions=np.concatenate(actions),
+        instruction_index=np.concatenate(instruction_index),
+        episode_index=np.concatenate(episode_index),
+        instructions=tuple(instructions),
+        episodes=tuple(bags),
+    )
+
+
+def instructions_of(bags: Sequence[Path]) -> list[str]:
+    """Return the distinct instructions of bags, sorted."""
+    return sorted({read_info(bag).instruction for bag in bags})
+
+
+def noops(actions: np.ndarray) -> np.ndarray:
+    """Mark steps that do nothing, LIBERO's rule.
+
+    Args:
+        actions: (T, 7) of one episode, policy units.
+
+    Returns:
+        (T,) True where the pose part is below 1e-4 and the gripper command is that of the last
+        kept step (of the first step: any).
+
+    """
+    marked = np.zeros(len(actions), bool)
+    gripper = None
+    for step, action in enumerate(actions):
+        still = np.linalg.norm(action[:6]) < LIBERO_NOOP_NORM
+        if still and (gripper is None or action[6] == gripper):
+            marked[step] = True
+        else:
+            gripper = action[6]
+    return marked
+
+
+def action_statistics(actions: np.ndarray, episodes: int) -> dict[str, object]:
+    """Return one entry of dataset_statistics.json.
+
+    Args:
+        actions: (N, 7) policy units, all that is trained on.
+        episodes: how many episodes they come from.
+
+    """
+    return {
+        'action': {
+            'mean': actions.mean(0).tolist(),
+            'std': actions.std(0).tolist(),
+            'min': actions.min(0).tolist(),
+            'max': actions.max(0).tolist(),
+            'q01': np.quantile(actions, 0.01, axis=0).tolist(),
+            'q99': np.quantile(actions, 0.99, axis=0).tolist(),
+            'mask': list(ACTION_MASK),
+        },
+        'num_transitions': len(actions),
+        'num_trajectories': episodes,
+    }

@@ -1,0 +1,1 @@
+"""Objectives: pure functions from log-probabilities to (loss, metrics)."""

@@ -1,0 +1,158 @@
+"""Trajectory-wise preference optimisation, TPO (GRAPE, arXiv 2411.19309, Eqs. 5-6).
+
+A pair is a chosen trial w and a rejected trial l of one task and initial state. With
+log pi(zeta) = sum over steps and tokens of log pi(o_t | s_t),
+
+    z    = beta * [(log pi(w) - log pi_ref(w)) - (log pi(l) - log pi_ref(l))]
+    loss = -log sigma(z)
+
+The loss is a function of two scalars a pair, so that its gradient splits over steps:
+
+    d loss / d log pi(w) = -beta * sigma(-z)        d loss / d log pi(l) = +beta * sigma(-z)
+
+`pair_weights` returns these factors: one pass without gradient gives z, a second pass
+backpropagates every chunk of steps with that constant weight. The result is the gradient of the
+whole trajectory in memory that does not grow with its length (train_tpo.py).
+
+Options beyond the paper, each off by default: `per_step_mean` divides a trial's log-ratio by its
+steps, `label_smoothing` is cDPO's, `nll_weight` adds the SFT loss of the chosen trial (mean over
+tokens) against likelihood displacement. Metric names are TRL's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import logsigmoid
+
+
+@dataclass(frozen=True)
+class TpoOptions:
+    """What shapes the loss; the defaults are the paper's."""
+
+    beta: float = 0.1
+    per_step_mean: bool = False
+    label_smoothing: float = 0.0
+    nll_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.beta > 0:
+            raise ValueError(f'beta is {self.beta}; expected a number above 0 (paper: 0.1).')
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f'label_smoothing is {self.label_smoothing}; expected 0 <= value < 0.5.'
+            )
+        if self.nll_weight < 0:
+            raise ValueError(f'nll_weight is {self.nll_weight}; expected 0 or more.')
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Whole-trajectory log-probabilities of B pairs; every field is a (B,) float tensor.
+
+    `*_steps` counts control steps, `chosen_tokens` the chosen trial's action tokens.
+    """
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    ref_chosen: torch.Tensor
+    ref_rejected: torch.Tensor
+    chosen_steps: torch.Tensor
+    rejected_steps: torch.Tensor
+    chosen_tokens: torch.Tensor
+
+    def __post_init__(self) -> None:
+        """Check that all fields have one and the same length."""
+        shapes = {name: tuple(value.shape) for name, value in vars(self).items()}
+        if len(set(shapes.values())) != 1 or len(shapes['chosen']) != 1:
+            raise ValueError(f'A pair batch has the shapes {shapes}; expected (B,) for all.')
+
+
+def tpo_loss(batch: PairBatch, options: TpoOptions) -> tuple[torch.Tensor, dict[str, float]]:
+    """Mean TPO loss of a batch of pairs and its metrics.
+
+    Args:
+        batch: B pairs; gradients flow through `chosen` and `rejected` only.
+        options: beta and the named options.
+
+    Returns:
+        The scalar loss and the metrics rewards/*, logps/* (TRL's names), chosen and rejected
+        log-ratio per step, and, with an anchor, loss/nll.
+
+    """
+    losses = tpo_pair_losses(batch, options)
+    return losses.mean(), tpo_metrics(batch, options)
+
+
+def tpo_pair_losses(batch: PairBatch, options: TpoOptions) -> torch.Tensor:
+    """Return the (B,) losses of the pairs, before the mean."""
+    z = preference_logit(batch, options)
+    smoothing = options.label_smoothing
+    losses = -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
+    if options.nll_weight > 0:
+        losses = losses - options.nll_weight * batch.chosen / batch.chosen_tokens
+    return losses
+
+
+def preference_logit(batch: PairBatch, options: TpoOptions) -> torch.Tensor:
+    """Return z of Eq. 6, (B,): beta times the difference of the two trials' log-ratios."""
+    chosen_ratio = batch.chosen - batch.ref_chosen.detach()
+    rejected_ratio = batch.rejected - batch.ref_rejected.detach()
+    if options.per_step_mean:
+        chosen_ratio = chosen_ratio / batch.chosen_steps
+        rejected_ratio = rejected_ratio / batch.rejected_steps
+    return options.beta * (chosen_ratio - rejected_ratio)
+
+
+@torch.no_grad()
+def pair_weights(batch: PairBatch, options: TpoOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return d(pair loss) / d(log pi) in closed form, for the two-pass gradient.
+
+    Args:
+        batch: B pairs, without gradient.
+        options: as for `tpo_loss`.
+
+    Returns:
+        (B,) factors of the chosen and of the rejected trial's summed log-probability. Divide by
+        the batch's size for the gradient of the mean.
+
+    """
+    z = preference_logit(batch, options)
+    # d/dz of -(1-s) log sigma(z) - s log sigma(-z) = -(1-s) sigma(-z) + s sigma(z)
+    smoothing = options.label_smoothing
+    slope = -(1 - smoothing) * torch.sigmoid(-z) + smoothing * torch.sigmoid(z)
+    chosen = options.beta * slope
+    rejected = -options.beta * slope
+    if options.per_step_mean:
+        chosen = chosen / batch.chosen_steps
+        rejected = rejected / batch.rejected_steps
+    if options.nll_weight > 0:
+        chosen = chosen - options.nll_weight / batch.chosen_tokens
+    return chosen, rejected
+
+
+@torch.no_grad()
+def tpo_metrics(batch: PairBatch, options: TpoOptions) -> dict[str, float]:
+    """Return the batch means under TRL's metric names, and the log-ratios a control step."""
+    scale_chosen = batch.chosen_steps if options.per_step_mean else 1.0
+    scale_rejected = batch.rejected_steps if options.per_step_mean else 1.0
+    ratio_chosen = batch.chosen - batch.ref_chosen
+    ratio_rejected = batch.rejected - batch.ref_rejected
+    reward_chosen = options.beta * ratio_chosen / scale_chosen
+    reward_rejected = options.beta * ratio_rejected / scale_rejected
+    metrics = {
+        'loss': tpo_pair_losses(batch, options).mean(),
+        'rewards/chosen': reward_chosen.mean(),
+        'rewards/rejected': reward_rejected.mean(),
+        'rewards/margins': (reward_chosen - reward_rejected).mean(),
+        'rewards/accuracies': (reward_chosen > reward_rejected).float().mean(),
+        'logps/chosen': batch.chosen.mean(),
+        'logps/rejected': batch.rejected.mean(),
+        'log_ratio_per_step/chosen': (ratio_chosen / batch.chosen_steps).mean(),
+        'log_ratio_per_step/rejected': (ratio_rejected / batch.rejected_steps).mean(),
+    }
+    if options.nll_weight > 0:
+        metrics['loss/nll'] = -(batch.chosen / batch.chosen_tokens).mean()
+    return {name: float(value) for name, value in metrics.items()}

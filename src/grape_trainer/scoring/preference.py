@@ -1,0 +1,276 @@
+"""Preference pairs: the best trials against the worst of the same task and initial state.
+
+GRAPE Sec. 2.4 and Algorithm 1, lines 11-12: rank by R_GCPG, pair the top m with the bottom m, each
+with each. A pair is kept only where the chosen trial scores more than the rejected one, so that
+groups with fewer than 2 m trials give fewer pairs. The order is deterministic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+from grape_trainer.scoring.score_table import ScoreRow, portable_path, read_scores
+
+VERSION = 1
+_STAMPS = ('objective', 'cost_sha256', 'config_sha256', 'code_version')
+
+
+class PairingError(ValueError):
+    """Scores that give no pairs, or should not be paired; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How to pair."""
+
+    m: int = 2  # top m against bottom m of each group
+    min_margin: float = 0.0  # chosen score minus rejected score has to be more than this
+    require_outcome_gap: bool = False  # only a success over a failure
+    allow_mixed_policies: bool = False  # trials of several adapters or policies in one group
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.m < 1:
+            raise PairingError(f'm is {self.m}; expected 1 or more.')
+        if not self.min_margin >= 0:
+            raise PairingError(f'min_margin is {self.min_margin}; expected 0 or more.')
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One side of a pair."""
+
+    bag: Path
+    episode_id: str
+    score: float  # R_GCPG
+    outcome: str
+    adapter_id: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two trials of one task and initial state; the chosen one scored more."""
+
+    task: str
+    init_state: int
+    chosen: Trial
+    rejected: Trial
+
+    @property
+    def margin(self) -> float:
+        """Chosen score minus rejected score, above 0."""
+        return self.chosen.score - self.rejected.score
+
+
+@dataclass(frozen=True)
+class SkippedGroup:
+    """A task and initial state that gave no pair, and why."""
+
+    task: str
+    init_state: int
+    trials: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs beside what made them."""
+
+    settings: PairSettings
+    hashes: dict[str, str]  # objective, cost_sha256, config_sha256, code_version, scores_sha256
+    pairs: tuple[Pair, ...]
+    skipped: tuple[SkippedGroup, ...]
+
+
+def make_pairs(rows: Sequence[ScoreRow], settings: PairSettings) -> PairSet:
+    """Rank the scored rows of each task and initial state, and pair top with bottom.
+
+    Rows without R_GCPG (errors, corrupted bags, experts) are left out.
+
+    Raises:
+        PairingError: no pair at all (the text says per group why and what to do), rows of several
+            objectives or code versions, or several policies in one group.
+
+    """
+    usable = [row for row in rows if row.r_gcpg is not None]
+    _require_one_origin(usable)
+    pairs: list[Pair] = []
+    skipped: list[SkippedGroup] = []
+    for (task, init_state), group in groupby(sorted(usable, key=_group), key=_group):
+        ranked = sorted(group, key=lambda row: (-row.r_gcpg, row.episode_id, str(row.bag)))
+        if not settings.allow_mixed_policies:
+            _require_one_policy(ranked)
+        found, reason = _pairs_of_group(ranked, settings)
+        pairs += found
+        if not found:
+            skipped.append(SkippedGroup(task, init_state, len(ranked), reason))
+    if not pairs:
+        raise PairingError(_no_pairs_text(rows, usable, skipped))
+    hashes = {name: vars(usable[0])[name] for name in _STAMPS}
+    return PairSet(settings, hashes, tuple(pairs), tuple(skipped))
+
+
+def pair_scores(scores_csv: Path | str, settings: PairSettings, out_json: Path | str) -> PairSet:
+    """Pair a score table into a pairs file.
+
+    Raises:
+        ScoreTableError: a table that cannot be read.
+        PairingError: as make_pairs.
+
+    """
+    made = make_pairs(read_scores(scores_csv), settings)
+    digest = hashlib.sha256(Path(scores_csv).read_bytes()).hexdigest()
+    made = PairSet(settings, made.hashes | {'scores_sha256': digest}, made.pairs, made.skipped)
+    write_pairs(out_json, made)
+    return made
+
+
+def write_pairs(path: Path | str, pair_set: PairSet) -> None:
+    """Write pairs.json by renaming; bags are relative to its folder where below it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        'version': VERSION,
+        'settings': asdict(pair_set.settings),
+        'hashes': pair_set.hashes,
+        'pairs': [
+            {
+                'task': pair.task,
+                'init_state': pair.init_state,
+                'margin': pair.margin,
+                'chosen': _side(pair.chosen, path.parent),
+                'rejected': _side(pair.rejected, path.parent),
+            }
+            for pair in pair_set.pairs
+        ],
+        'skipped': [asdict(group) for group in pair_set.skipped],
+    }
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(json.dumps(content, indent=2) + '\n')
+    os.replace(partial, path)
+
+
+def read_pairs(path: Path | str) -> PairSet:
+    """Read pairs.json; bags come back absolute.
+
+    Raises:
+        PairingError: no such file, another version, or not the form that write_pairs makes.
+
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PairingError(f"There is no pairs file '{path}'. Make one with 'grape pair'.")
+    try:
+        content = json.loads(path.read_text())
+        if content['version'] != VERSION:
+            raise PairingError(
+                f"'{path}' has version {content['version']}; expected {VERSION}. Make it again "
+                "with 'grape pair'."
+            )
+        pairs = tuple(
+            Pair(
+                task=entry['task'],
+                init_state=entry['init_state'],
+                chosen=_trial(entry['chosen'], path.parent),
+                rejected=_trial(entry['rejected'], path.parent),
+            )
+            for entry in content['pairs']
+        )
+        return PairSet(
+            PairSettings(**content['settings']),
+            content['hashes'],
+            pairs,
+            tuple(SkippedGroup(**group) for group in content['skipped']),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise PairingError(
+            f"'{path}' is not a pairs file ({error!r}). Make it again with 'grape pair'."
+        ) from error
+
+
+def _pairs_of_group(ranked: Sequence[ScoreRow], settings: PairSettings) -> tuple[list[Pair], str]:
+    """Return the pairs of one ranked group, or none and the reason."""
+    if len(ranked) < 2:
+        return [], 'fewer than 2 scored trials'
+    if ranked[0].r_gcpg == ranked[-1].r_gcpg:
+        return [], 'all trials score the same'
+    candidates = [
+        (better, worse)
+        for better in ranked[: settings.m]
+        for worse in reversed(ranked[-settings.m :])
+        if better.r_gcpg > worse.r_gcpg
+    ]
+    if settings.require_outcome_gap:
+        candidates = [(b, w) for b, w in candidates if b.success and not w.success]
+        if not candidates:
+            return [], 'no success over a failure (require_outcome_gap)'
+    wide = [(b, w) for b, w in candidates if b.r_gcpg - w.r_gcpg > settings.min_margin]
+    if not wide:
+        largest = max(b.r_gcpg - w.r_gcpg for b, w in candidates)
+        return [], f'the largest margin is {largest:.3g}, min_margin {settings.min_margin:g}'
+    return [Pair(b.task, b.init_state, _as_trial(b), _as_trial(w)) for b, w in wide], ''
+
+
+def _require_one_origin(rows: Sequence[ScoreRow]) -> None:
+    for name in (*_STAMPS, 'lambda_self', 'lambda_ext', 'lambda_success', 'self_reward'):
+        values = sorted({str(vars(row)[name]) for row in rows})
+        if len(values) > 1:
+            raise PairingError(
+                f'the scores differ in {name}: {", ".join(values)}. Scores of different making '
+                "do not rank one another: score all bags again with one 'grape score'."
+            )
+
+
+def _require_one_policy(group: Sequence[ScoreRow]) -> None:
+    made_by = sorted({(row.policy_sha256[:8], row.adapter_id) for row in group})
+    if len(made_by) > 1:
+        names = ', '.join(f'policy {sha or "?"} adapter {adapter}' for sha, adapter in made_by)
+        raise PairingError(
+            f'task {group[0].task}, initial state {group[0].init_state} mixes trials of: {names}. '
+            'The reference policy is the one that sampled, so a group should have one. Pair each '
+            "policy's trials alone, or allow mixed policies."
+        )
+
+
+def _no_pairs_text(
+    rows: Sequence[ScoreRow], usable: Sequence[ScoreRow], skipped: Iterable[SkippedGroup]
+) -> str:
+    if not usable:
+        counts = sorted({(row.status, sum(r.status == row.status for r in rows)) for row in rows})
+        found = ', '.join(f'{n} {status}' for status, n in counts) or 'no rows'
+        return (
+            f'No trial has an R_GCPG score; the table has: {found}. Collect trials with a policy '
+            "('grape collect'), then score them."
+        )
+    lines = ['No pair could be made:']
+    lines += [
+        f'  {group.task} initial state {group.init_state}, {group.trials} trials: {group.reason}'
+        for group in skipped
+    ]
+    lines.append(
+        'Collect more trials of each initial state (--trials), or sample at a higher temperature '
+        '(--temperature), so that trials of one initial state differ.'
+    )
+    return '\n'.join(lines)
+
+
+def _group(row: ScoreRow) -> tuple[str, int]:
+    return row.task, -1 if row.init_state is None else row.init_state
+
+
+def _as_trial(row: ScoreRow) -> Trial:
+    return Trial(row.bag, row.episode_id, float(row.r_gcpg), row.outcome, row.adapter_id)
+
+
+def _side(trial: Trial, folder: Path) -> dict[str, object]:
+    return asdict(trial) | {'bag': portable_path(trial.bag, folder)}
+
+
+def _trial(entry: dict[str, object], folder: Path) -> Trial:
+    return Trial(**entry | {'bag': (folder / str(entry['bag'])).resolve()})

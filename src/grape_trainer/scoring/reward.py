@@ -1,0 +1,243 @@
+"""The reward of a trial: R_GCPG = l1 R_self + l2 R_ext + l3 I_success (GRAPE Eqs. 8-11).
+
+    R_ext     = prod_i exp(-C_i), computed as its logarithm -sum_i C_i  (Eq. 8)
+    R_self    = sum over steps and tokens of the recorded log-probabilities  (Eq. 10)
+    I_success = 1 for an episode whose outcome is success, else 0  (Eq. 11)
+
+R_self is what was recorded when the trial was sampled (temperature 1, full vocabulary), never
+recomputed here. Nothing is clipped and no product is formed, so nothing underflows.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grape_episode.episode import Episode
+from grape_episode.outcome import Outcome
+from grape_trainer.scoring.cost import StageCost, cost_program, stage_costs
+from grape_trainer.scoring.keypoint import track_from_scene
+from grape_trainer.scoring.objective import Objective, RewardSettings
+from grape_trainer.scoring.stage import Roles, segment
+
+# One term outweighs another when its weighted spread is this many times as large.
+SWAMP_RATIO = 10.0
+
+
+class RewardError(ValueError):
+    """An episode that has no reward; the text says why."""
+
+
+@dataclass(frozen=True)
+class TrialScore:
+    """Every term of one trial's reward, beside what made it.
+
+    The r_self fields are None without recorded log-probabilities, and r_gcpg then too unless
+    lambda_self is 0.
+    """
+
+    episode_id: str
+    task: str
+    init_state: int
+    seed: int
+    temperature: float
+    adapter_id: str
+    policy_sha256: str
+    outcome: Outcome
+    success: bool
+    steps: int
+    r_self: float | None
+    r_self_per_token: float | None
+    stages: tuple[StageCost, ...]
+    log_r_ext: float
+    r_ext: float
+    r_gcpg: float | None
+    collisions: int  # contacts that began
+    path_length_m: float  # of the end effector
+    grasps: int
+    drops: int
+    objective: str
+    reward: RewardSettings
+    cost_sha256: str
+    config_sha256: str
+
+
+@dataclass(frozen=True)
+class TermSpread:
+    """How much one term of Eq. 9 varies over trials."""
+
+    term: str  # self | ext | success
+    std: float
+    weight: float
+
+    @property
+    def weighted(self) -> float:
+        """Its share in the spread of R_GCPG."""
+        return self.std * self.weight
+
+
+@dataclass(frozen=True)
+class SpreadReport:
+    """The spreads of the three terms over n trials, and what is to be said about them."""
+
+    n: int
+    terms: tuple[TermSpread, ...]
+    warnings: tuple[str, ...]
+
+
+def score_episode(
+    episode: Episode, objective: Objective, outcome: Outcome | None = None
+) -> TrialScore:
+    """Score one trial.
+
+    Args:
+        episode: a recorded episode with SceneState; images are not looked at.
+        objective: what to score it for.
+        outcome: a person's later label, where it differs from the recorded outcome.
+
+    Raises:
+        RewardError: outcome error or interrupted, no SceneState, log-probabilities not finite.
+        StageError, KeypointError, CostError: what the recording lacks.
+
+    """
+    info = episode.info
+    outcome = Outcome(info.outcome if outcome is None else outcome)
+    if outcome not in (Outcome.SUCCESS, Outcome.FAILURE):
+        raise RewardError(
+            f"episode '{info.episode_id}' ended with '{outcome}' ({info.detail or 'no detail'}); "
+            'only success and failure say something about the policy.'
+        )
+    if episode.scene is None:
+        raise RewardError(
+            f"episode '{info.episode_id}' has no scene_state; costs need keypoints. Record with "
+            'the scene_state topic in the contract.'
+        )
+    track = track_from_scene(episode.scene)
+    roles = Roles.from_environment(info.environment)
+    segmentation = segment(episode, track, roles, objective.segmentation)
+    stages = stage_costs(episode, track, segmentation, roles, objective)
+    log_r_ext = -math.fsum(stage.cost for stage in stages)
+    r_self, r_self_per_token = _self_reward(episode)
+    success = outcome is Outcome.SUCCESS
+    return TrialScore(
+        episode_id=info.episode_id,
+        task=info.task,
+        init_state=info.init_state,
+        seed=info.seed,
+        temperature=info.temperature,
+        adapter_id=info.adapter_id,
+        policy_sha256=str(info.policy.get('policy_sha256', '')),
+        outcome=outcome,
+        success=success,
+        steps=len(episode.gripper_command),
+        r_self=r_self,
+        r_self_per_token=r_self_per_token,
+        stages=stages,
+        log_r_ext=log_r_ext,
+        r_ext=math.exp(log_r_ext),
+        r_gcpg=gcpg_reward(
+            r_self, r_self_per_token, math.exp(log_r_ext), success, objective.reward
+        ),
+        collisions=collision_count(episode.scene.collisions),
+        path_length_m=_path_length_m(episode.ee_position_m),
+        grasps=segmentation.grasps,
+        drops=segmentation.drops,
+        objective=objective.name,
+        reward=objective.reward,
+        cost_sha256=cost_program(objective).sha256,
+        config_sha256=objective.config_sha256,
+    )
+
+
+def gcpg_reward(
+    r_self: float | None,
+    r_self_per_token: float | None,
+    r_ext: float,
+    success: bool,
+    reward: RewardSettings,
+) -> float | None:
+    """Return Eq. 9; None where lambda_self asks for log-probabilities that are not there."""
+    own = r_self if reward.self_reward == 'sum' else r_self_per_token
+    if own is None and reward.lambda_self > 0:
+        return None
+    weighted_self = reward.lambda_self * own if own is not None else 0.0
+    return weighted_self + reward.lambda_ext * r_ext + reward.lambda_success * success
+
+
+def collision_count(collisions: Sequence[Sequence[str]]) -> int:
+    """Return how many contacts began: pairs of a state that the state before did not have."""
+    before: set[str] = set()
+    count = 0
+    for state in collisions:
+        count += len(set(state) - before)
+        before = set(state)
+    return count
+
+
+def spread_report(
+    r_self: Sequence[float],
+    r_ext: Sequence[float],
+    success: Sequence[bool],
+    reward: RewardSettings,
+) -> SpreadReport:
+    """Compare the weighted spreads of the three terms over the same trials.
+
+    Args:
+        r_self: as it enters Eq. 9 (sum or per token); empty where none was recorded.
+        r_ext: one a trial.
+        success: one a trial.
+        reward: the weights.
+
+    """
+    terms = (
+        TermSpread('self', _std(r_self), reward.lambda_self),
+        TermSpread('ext', _std(r_ext), reward.lambda_ext),
+        TermSpread('success', _std([float(flag) for flag in success]), reward.lambda_success),
+    )
+    return SpreadReport(len(r_ext), terms, tuple(_swamp_warnings(terms)) if len(r_ext) > 1 else ())
+
+
+def _swamp_warnings(terms: Sequence[TermSpread]) -> list[str]:
+    largest = max(terms, key=lambda term: term.weighted)
+    warnings = []
+    for term in terms:
+        if term.weight == 0 or term is largest:
+            continue
+        if term.std == 0:
+            warnings.append(f'{term.term} is the same in every trial: it does not rank them.')
+        elif largest.weighted > SWAMP_RATIO * term.weighted:
+            balanced = largest.weighted / term.std
+            warnings.append(
+                f'{largest.term} (lambda {largest.weight:g} x spread {largest.std:.3g}) outweighs '
+                f'{term.term} (lambda {term.weight:g} x spread {term.std:.3g}) '
+                f'{largest.weighted / term.weighted:.0f} times: the ranking hardly sees '
+                f'{term.term}. lambda_{term.term} {balanced:.2g} would balance them.'
+            )
+    return warnings
+
+
+def _self_reward(episode: Episode) -> tuple[float | None, float | None]:
+    log_probs = np.asarray(episode.token_log_probs, dtype=np.float64)
+    if log_probs.size == 0:
+        return None, None
+    if not np.isfinite(log_probs).all():
+        step = int(np.argwhere(~np.isfinite(log_probs))[0][0])
+        raise RewardError(
+            f"episode '{episode.info.episode_id}' has a token log-probability that is not finite "
+            f'at step {step}; expected numbers up to 0. Collect the trial again.'
+        )
+    total = math.fsum(log_probs.ravel())
+    return total, total / log_probs.size
+
+
+def _path_length_m(positions_m: np.ndarray) -> float:
+    return float(np.linalg.norm(np.diff(np.asarray(positions_m), axis=0), axis=1).sum())
+
+
+def _std(values: Sequence[float]) -> float:
+    """Return the population standard deviation; 0 for no or one value."""
+    return statistics.pstdev(values) if len(values) > 1 else 0.0

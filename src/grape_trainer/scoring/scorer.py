@@ -1,0 +1,196 @@
+"""Scores many bags, resumably.
+
+A run that is stopped keeps its finished rows; the next one scores only the rest, and whatever was
+scored with another cost, configuration, code or label. A bag that cannot be read is reported in
+its row and scoring goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grape_episode.bag import BagError, read_episode, read_info
+from grape_episode.label import effective_outcome
+from grape_episode.outcome import Outcome
+from grape_episode.version import code_version
+from grape_trainer.scoring.cost import CostError, cost_program
+from grape_trainer.scoring.keypoint import KeypointError
+from grape_trainer.scoring.objective import Objective
+from grape_trainer.scoring.reward import (
+    RewardError,
+    SpreadReport,
+    TrialScore,
+    score_episode,
+    spread_report,
+)
+from grape_trainer.scoring.score_table import (
+    CORRUPTED,
+    FAILED,
+    NO_LOG_PROBS,
+    SCORED,
+    UNSCORABLE,
+    ScoreRow,
+    ScoreTableError,
+    append_score,
+    read_scores,
+    write_scores,
+)
+from grape_trainer.scoring.stage import StageError
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What score_bags did."""
+
+    rows: tuple[ScoreRow, ...]
+    resumed: int  # rows taken over from the table that was there
+    spread: SpreadReport
+
+    def with_status(self, *statuses: str) -> tuple[ScoreRow, ...]:
+        """Return the rows of these statuses."""
+        return tuple(row for row in self.rows if row.status in statuses)
+
+    @property
+    def exit_code(self) -> int:
+        """Return 1 if a bag is corrupted or unscorable or none was scored, else 0."""
+        scored = self.with_status(SCORED, NO_LOG_PROBS)
+        return int(bool(self.with_status(*FAILED)) or not scored)
+
+
+def score_bags(
+    bags: Iterable[Path | str],
+    objective: Objective,
+    out_csv: Path | str,
+    progress: Callable[[int, int, ScoreRow], None] | None = None,
+) -> ScoreReport:
+    """Score bags into a table; one that cannot be scored is reported in its row, and it goes on.
+
+    Args:
+        bags: bag folders; a bag named twice is scored once.
+        objective: what to score them for.
+        out_csv: the table; an existing one is resumed, rows of bags not asked for are dropped.
+        progress: called with (done, total, row) after each bag.
+
+    Raises:
+        ScoreTableError: no bags, or out_csv is something else than a score table.
+
+    """
+    paths = list(dict.fromkeys(Path(bag).resolve() for bag in bags))
+    if not paths:
+        raise ScoreTableError('There are no bags to score. Name bag folders or a folder of them.')
+    out_csv = Path(out_csv)
+    names = [stage.name for stage in objective.template_stages]
+    stamps = {
+        'objective': objective.name,
+        'cost_sha256': cost_program(objective).sha256,
+        'config_sha256': objective.config_sha256,
+        'code_version': code_version(),
+    }
+    kept = _still_valid(out_csv, paths, stamps)
+    write_scores(out_csv, kept.values(), names)
+    rows: dict[Path, ScoreRow] = {}
+    for done, path in enumerate(paths, start=1):
+        row = kept.get(path)
+        if row is None:
+            row = score_bag(path, objective, stamps)
+            append_score(out_csv, row, names)
+        rows[path] = row
+        if progress is not None:
+            progress(done, len(paths), row)
+    write_scores(out_csv, rows.values(), names)
+    ordered = tuple(rows.values())
+    return ScoreReport(ordered, len(kept), spread_of(ordered, objective))
+
+
+def score_bag(path: Path, objective: Objective, stamps: Mapping[str, str]) -> ScoreRow:
+    """Return the row of one bag, whatever is in it; stamps go into the row as they are."""
+    about: dict[str, object] = {'bag': path, **stamps}
+    try:
+        info = read_info(path)
+        outcome = Outcome(effective_outcome(path))
+        about |= {
+            'episode_id': info.episode_id,
+            'task': info.task,
+            'init_state': info.init_state,
+            'seed': info.seed,
+            'temperature': info.temperature,
+            'adapter_id': info.adapter_id,
+            'policy_sha256': str(info.policy.get('policy_sha256', '')),
+            'outcome': str(outcome),
+            'steps': info.steps,
+        }
+        if outcome not in (Outcome.SUCCESS, Outcome.FAILURE):
+            return ScoreRow(**about, status=str(outcome), detail=_one_line(info.detail))
+        score = score_episode(read_episode(path, images=False), objective, outcome)
+    except (BagError, OSError) as error:
+        return ScoreRow(**about, status=CORRUPTED, detail=_one_line(error))
+    except (RewardError, StageError, KeypointError, CostError) as error:
+        return ScoreRow(**about, status=UNSCORABLE, detail=_one_line(error))
+    return ScoreRow(**about | _score_fields(score))
+
+
+def spread_of(rows: Sequence[ScoreRow], objective: Objective) -> SpreadReport:
+    """Return how much the three terms of Eq. 9 vary over the scored rows."""
+    scored = [row for row in rows if row.r_ext is not None]
+    per_token = objective.reward.self_reward == 'per_token'
+    own = [row.r_self_per_token if per_token else row.r_self for row in scored]
+    return spread_report(
+        [value for value in own if value is not None],
+        [row.r_ext for row in scored],
+        [bool(row.success) for row in scored],
+        objective.reward,
+    )
+
+
+def _still_valid(
+    out_csv: Path, paths: Sequence[Path], stamps: Mapping[str, str]
+) -> dict[Path, ScoreRow]:
+    """Return the rows of an existing table that another run would only repeat."""
+    if not out_csv.is_file():
+        return {}
+    asked = set(paths)
+    kept = {}
+    for row in read_scores(out_csv):
+        same = all(vars(row)[name] == value for name, value in stamps.items())
+        if row.bag in asked and same and row.status not in FAILED and _unchanged(row):
+            kept[row.bag] = row
+    return {path: kept[path] for path in paths if path in kept}
+
+
+def _unchanged(row: ScoreRow) -> bool:
+    try:
+        return (
+            read_info(row.bag).episode_id == row.episode_id
+            and str(effective_outcome(row.bag)) == row.outcome
+        )
+    except (BagError, OSError):
+        return False
+
+
+def _score_fields(score: TrialScore) -> dict[str, object]:
+    reward = score.reward
+    return {
+        'success': score.success,
+        'steps': score.steps,
+        'status': SCORED if score.r_self is not None else NO_LOG_PROBS,
+        'r_self': score.r_self,
+        'r_self_per_token': score.r_self_per_token,
+        'stage_costs': {stage.stage: stage.cost for stage in score.stages},
+        'log_r_ext': score.log_r_ext,
+        'r_ext': score.r_ext,
+        'r_gcpg': score.r_gcpg,
+        'collisions': score.collisions,
+        'path_length_m': score.path_length_m,
+        'grasps': score.grasps,
+        'drops': score.drops,
+        'lambda_self': reward.lambda_self,
+        'lambda_ext': reward.lambda_ext,
+        'lambda_success': reward.lambda_success,
+        'self_reward': reward.self_reward,
+    }
+
+
+def _one_line(text: object) -> str:
+    return ' '.join(str(text).split())

@@ -1,0 +1,284 @@
+"""Train a policy by SFT on recorded demonstrations (`grape train sft`).
+
+    successful bags + architecture YAML or policy folder  ->  policy folder (or adapter folder)
+
+Pixels are resized once and kept as uint8; a batch is grouped by prompt length, so that no padding
+is needed, and each group is a micro-batch whose gradient is weighted to give the batch's mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from grape_policy_node.engine import Engine
+from grape_policy_node.openvla.checkpoint import (
+    Checkpoint,
+    folder_sha256,
+    load_checkpoint,
+    save_checkpoint,
+)
+from grape_policy_node.openvla.tiny import build_tiny, load_tiny_config
+from grape_trainer.augmentation import augment
+from grape_trainer.dataset import bag_sha256, data_hash, pixel_values
+from grape_trainer.demonstrations import (
+    Demonstrations,
+    action_statistics,
+    hold_out,
+    load_demonstrations,
+    successful_bags,
+)
+from grape_trainer.learner import (
+    FitResult,
+    Learner,
+    Progress,
+    ProgressCallback,
+    StepResult,
+    batch_indices,
+    generator_for,
+    steps_in,
+)
+from grape_trainer.objective.sft import sft_loss
+from grape_trainer.run_folder import RunFolder
+from grape_trainer.token_data import TokenData, token_data
+from grape_trainer.training_config import ConfigError, SftConfig
+
+TRAINED = 'trained'
+VALIDATION_BATCH = 64
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """What an SFT run gave.
+
+    `policy` is the policy folder (with `trainable: lora` the adapter folder), None after an
+    interruption; `metrics` are the last step's.
+    """
+
+    policy: str | None
+    unnorm_key: str
+    episodes: int
+    held_out_episodes: int
+    control_steps: int
+    steps: int
+    total_steps: int
+    interrupted: bool
+    metrics: dict[str, float]
+
+
+def train_sft(
+    config: SftConfig,
+    bags: Sequence[Path | str],
+    out_dir: Path | str,
+    architecture: Path | str | None = None,
+    init_policy: Path | str | None = None,
+    progress: ProgressCallback | None = None,
+    resume: bool = True,
+) -> SftResult:
+    """Train a policy; the same call on the same folder goes on where a run was broken off.
+
+    Args:
+        config: see `SftConfig`.
+        bags: folders with bags; only successes are used.
+        out_dir: becomes the policy folder (trainable: lora: the adapter folder).
+        architecture: YAML of a fresh model (config/policy/grape_tiny.yaml).
+        init_policy: policy folder to start from; exactly one of the two is needed.
+        progress: called after every bag read and every optimiser step.
+        resume: False starts anew in the same folder.
+
+    Raises:
+        DataError: no successful bag, or too few to hold some out.
+        ConfigError: neither or both of architecture and init_policy; LoRA on a fresh model.
+        TrainingError: a loss or gradient that is not finite, naming the episodes.
+        CheckpointError: the folder holds another run.
+
+    """
+    if (architecture is None) == (init_policy is None):
+        raise ConfigError('Give either an architecture YAML or an init policy, not both or none.')
+    if config.trainable == 'lora' and init_policy is None:
+        raise ConfigError('trainable is lora, but the model is fresh: give an init policy.')
+    if config.torch_threads:
+        torch.set_num_threads(config.torch_threads)
+    out_dir = Path(out_dir)
+    good = successful_bags([Path(bag) for bag in bags])
+    identity = {
+        'data': data_hash([bag_sha256(bag) for bag in good]),
+        'model': folder_sha256(init_policy) if init_policy else _file_sha256(architecture),
+    }
+    with RunFolder(out_dir, 'sft', config, identity, resume) as run:
+        done = run.finished()
+        if done is not None:
+            log.info('%s is complete already', out_dir)
+            return SftResult(**done)
+        run.begin()
+        show = progress or (lambda _: None)
+        training, held_out = hold_out(good, config.held_out_episodes, config.seed)
+        start = None if init_policy is None else load_checkpoint(init_policy, device=config.device)
+        size = (
+            load_tiny_config(architecture).image_size
+            if start is None
+            else start.model.spec.image_size
+        )
+
+        def read(chosen: Sequence[Path], phase: str) -> Demonstrations | None:
+            if not chosen:
+                return None
+            return load_demonstrations(
+                chosen, size, config.noop_filter,
+                lambda count: show(Progress(phase, count, len(chosen))),
+            )  # fmt: skip
+
+        demos, held = read(training, 'read bags'), read(held_out, 'read held-out bags')
+        checkpoint = _checkpoint(config, demos, start, architecture)
+        trainer = _SftRun(config, checkpoint, demos, held, run)
+        fit = trainer.fit(progress)
+        result = SftResult(
+            policy=None if fit.interrupted else trainer.save(out_dir),
+            unnorm_key=config.unnorm_key,
+            episodes=len(training),
+            held_out_episodes=len(held_out),
+            control_steps=len(demos),
+            steps=fit.steps,
+            total_steps=fit.total_steps,
+            interrupted=fit.interrupted,
+            metrics=fit.metrics,
+        )
+        if not fit.interrupted:
+            run.finish(asdict(result))
+    return result
+
+
+class _SftRun:
+    """One training: model, token data, and what one optimiser step does."""
+
+    def __init__(
+        self,
+        config: SftConfig,
+        checkpoint: Checkpoint,
+        demos: Demonstrations,
+        held: Demonstrations | None,
+        run: RunFolder,
+    ) -> None:
+        self._config = config
+        self._checkpoint = checkpoint
+        self._engine = Engine(checkpoint, config.unnorm_key)
+        self._data = token_data(demos, checkpoint, config.unnorm_key)
+        self._held = token_data(held, checkpoint, config.unnorm_key) if held else None
+        self._run = run
+        if config.trainable == 'lora':
+            self._engine.adapters.new(TRAINED, config.seed, config.lora_rank, config.lora_alpha)
+        self._model = checkpoint.model
+
+    def fit(self, progress: ProgressCallback | None) -> FitResult:
+        """Train to the end or to Ctrl-C."""
+        trained = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
+        total = steps_in(self._config, len(self._data))
+        log.info('SFT: %d control steps, %d optimiser steps', len(self._data), total)
+        learner = Learner(self._config, trained, self._run, total, progress)
+        return learner.fit(
+            lambda step: self._take_step(step, learner),
+            lambda done: self._after_step(done, total),
+        )
+
+    def save(self, folder: Path) -> str:
+        """Write the policy (or adapter) into a folder beside what is there."""
+        if self._config.trainable == 'lora':
+            self._engine.adapters.save(TRAINED, folder)
+        else:
+            save_policy_into(self._checkpoint, folder)
+        return str(folder)
+
+    def _take_step(self, step: int, learner: Learner) -> StepResult:
+        config, data = self._config, self._data
+        rows = batch_indices(config, step, len(data))
+        generator = generator_for(config.seed, 'augment', step)
+        metrics: dict[str, float] = defaultdict(float)
+        for group in data.groups(rows, config.micro_batch_size):
+            learner.pause_point()
+            images = augment(
+                data.images[group].to(self._model.device),
+                config.shift_px,
+                config.brightness,
+                config.contrast,
+                generator,
+            )
+            share = len(group) / len(rows)
+            loss, measured = self._loss(data, group, images)
+            (loss * share).backward()
+            for name, value in measured.items():
+                metrics[name] += value * share
+        names = tuple(dict.fromkeys(data.names[row] for row in rows))
+        return StepResult(dict(metrics), names)
+
+    def _after_step(self, done: int, total: int) -> Mapping[str, float]:
+        config = self._config
+        if config.snapshot_every and done % config.snapshot_every == 0:
+            self.save(self._run.path / f'step-{done:06d}')
+        if self._held is None or not (done % config.validate_every == 0 or done == total):
+            return {}
+        return {f'validation/{name}': value for name, value in self._validate().items()}
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        metrics: dict[str, float] = defaultdict(float)
+        for group in self._held.groups(range(len(self._held)), VALIDATION_BATCH):
+            _, measured = self._loss(self._held, group, self._held.images[group])
+            for name, value in measured.items():
+                metrics[name] += value * len(group) / len(self._held)
+        return dict(metrics)
+
+    def _loss(
+        self, data: TokenData, rows: Sequence[int], images: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        device = self._model.device
+        pixels = pixel_values(images.to(device), self._checkpoint.processor.pixels)
+        ids = data.token_ids[rows].to(device)
+        logits = self._model.action_logits(pixels, data.input_ids(rows).to(device), ids).float()
+        log_probs = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        # Decoding is among the action ids, and so is the accuracy.
+        tokens = self._engine.action_tokenizer
+        predicted = logits.detach()[..., tokens.first_id : tokens.vocab_size].argmax(-1)
+        return sft_loss(log_probs, predicted + tokens.first_id, ids)
+
+
+def save_policy_into(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a policy's files into a folder that also holds a run's; each appears whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / '.policy'
+    save_checkpoint(checkpoint, staging)
+    # The weights last: a folder with model.safetensors has all that goes with it.
+    for file in sorted(staging.iterdir(), key=lambda p: p.suffix == '.safetensors'):
+        os.replace(file, folder / file.name)
+    shutil.rmtree(staging)
+
+
+def _checkpoint(
+    config: SftConfig,
+    demos: Demonstrations,
+    start: Checkpoint | None,
+    architecture: Path | str | None,
+) -> Checkpoint:
+    """Return the model to train, with statistics under the configured key."""
+    statistics = {config.unnorm_key: action_statistics(demos.actions, len(demos.episodes))}
+    if start is None:
+        fresh = build_tiny(architecture, demos.instructions, statistics, config.seed)
+        fresh.model.to(config.device)
+        return fresh
+    if config.trainable == 'lora' or config.unnorm_key in start.statistics:
+        start.norm_stats(config.unnorm_key)
+        return start
+    return replace(start, statistics={**start.statistics, **statistics})
+
+
+def _file_sha256(path: Path | str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
