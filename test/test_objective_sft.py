@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grape_trainer.objective.sft import sft_loss
+from grape_trainer.objective.sft import sft_loss, smoothed_target_loss
 
 
 def test_loss_is_the_mean_over_all_tokens():
@@ -33,3 +33,14 @@ def test_gradient_of_a_token_is_minus_one_over_the_count():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match='expected the same'):
         sft_loss(torch.zeros(2, 7), None, torch.zeros(2, 6, dtype=torch.int64))
+
+
+def test_smoothed_targets_prefer_a_near_bin_to_a_far_one_and_tend_to_cross_entropy() -> None:
+    bins = torch.tensor([[100]])
+    near, far = torch.full((1, 1, 256), -9.0), torch.full((1, 1, 256), -9.0)
+    near[0, 0, 102], far[0, 0, 180] = 5.0, 5.0
+    near, far = near.log_softmax(-1), far.log_softmax(-1)
+    assert smoothed_target_loss(near, bins, 4.0) < smoothed_target_loss(far, bins, 4.0)
+    assert smoothed_target_loss(near, bins, 0.05).item() == pytest.approx(-near[0, 0, 100].item())
+    with pytest.raises(ValueError, match='above 0'):
+        smoothed_target_loss(near, bins, 0.0)

@@ -25,6 +25,9 @@ ROLES = (
     'scene_state',
 )
 
+BESIDE_POLICY = 'contract.yaml'
+DEFAULT = 'libero'
+
 
 class ContractError(ValueError):
     """A contract that cannot be used, or data that breaks it; the text says what to do."""
@@ -153,6 +156,11 @@ class Contract(_Strict):
             )
             raise ContractError(f'{source}: {problems}') from error
 
+    def save(self, folder: Path) -> None:
+        """Write it into a policy's folder: a policy acts under the contract it was trained on."""
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        (folder / BESIDE_POLICY).write_text(text)
+
     def with_camera_size(self, pixels: int) -> Contract:
         """Return this contract with square pictures of another size."""
         data = self.to_dict()
@@ -228,3 +236,9 @@ def load_contract(path_or_name: Path | str) -> Contract:
     if not isinstance(data, dict):
         raise ContractError(f'{path} holds {type(data).__name__}; expected a mapping.')
     return Contract.from_dict(data, str(path))
+
+
+def contract_of_policy(policy_dir: Path | str) -> str:
+    """Return what `load_contract` takes for a policy: the one in its folder, else the default."""
+    beside = Path(policy_dir) / BESIDE_POLICY
+    return str(beside) if beside.is_file() else DEFAULT

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from grape_episode.bag import find_bags, read_episode, read_info
+from grape_episode.contract import Contract
 from grape_episode.label import effective_outcome
 from grape_episode.outcome import Outcome
 
@@ -121,6 +122,23 @@ def load_demonstrations(
 def instructions_of(bags: Sequence[Path]) -> list[str]:
     """Return the distinct instructions of bags, sorted."""
     return sorted({read_info(bag).instruction for bag in bags})
+
+
+def common_contract(bags: Sequence[Path]) -> Contract:
+    """Return the contract that all bags were recorded under.
+
+    Raises:
+        DataError: they differ.
+
+    """
+    first = read_info(bags[0]).contract
+    for bag in bags:
+        if read_info(bag).contract != first:
+            raise DataError(
+                f'{bag} was recorded under another contract than {bags[0]}: their pictures or '
+                'actions mean different things. Train on bags of one contract.'
+            )
+    return Contract.from_dict(first, str(bags[0]))
 
 
 def noops(actions: np.ndarray) -> np.ndarray:

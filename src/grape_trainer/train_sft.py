@@ -32,6 +32,7 @@ from grape_trainer.dataset import bag_sha256, data_hash, pixel_values
 from grape_trainer.demonstrations import (
     Demonstrations,
     action_statistics,
+    common_contract,
     hold_out,
     load_demonstrations,
     successful_bags,
@@ -46,7 +47,7 @@ from grape_trainer.learner import (
     generator_for,
     steps_in,
 )
-from grape_trainer.objective.sft import sft_loss
+from grape_trainer.objective.sft import sft_loss, smoothed_target_loss
 from grape_trainer.run_folder import RunFolder
 from grape_trainer.token_data import TokenData, token_data
 from grape_trainer.training_config import ConfigError, SftConfig
@@ -111,6 +112,7 @@ def train_sft(
         torch.set_num_threads(config.torch_threads)
     out_dir = Path(out_dir)
     good = successful_bags([Path(bag) for bag in bags])
+    contract = common_contract(good)
     identity = {
         'data': data_hash([bag_sha256(bag) for bag in good]),
         'model': folder_sha256(init_policy) if init_policy else _file_sha256(architecture),
@@ -154,6 +156,7 @@ def train_sft(
             metrics=fit.metrics,
         )
         if not fit.interrupted:
+            contract.save(out_dir)
             run.finish(asdict(result))
     return result
 
@@ -244,11 +247,16 @@ class _SftRun:
         pixels = pixel_values(images.to(device), self._checkpoint.processor.pixels)
         ids = data.token_ids[rows].to(device)
         logits = self._model.action_logits(pixels, data.input_ids(rows).to(device), ids).float()
-        log_probs = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        log_probs = logits.log_softmax(-1)
         # Decoding is among the action ids, and so is the accuracy.
-        tokens = self._engine.action_tokenizer
-        predicted = logits.detach()[..., tokens.first_id : tokens.vocab_size].argmax(-1)
-        return sft_loss(log_probs, predicted + tokens.first_id, ids)
+        first, stop = self._engine.action_tokenizer.first_id, self._engine.action_tokenizer.vocab_size
+        actions = log_probs[..., first:stop]
+        chosen = log_probs.gather(-1, ids[..., None])[..., 0]
+        loss, metrics = sft_loss(chosen, actions.argmax(-1) + first, ids)
+        if self._config.label_sigma_bins:
+            loss = smoothed_target_loss(actions, ids - first, self._config.label_sigma_bins)
+            metrics['loss/smoothed'] = loss.item()
+        return loss, metrics
 
 
 def save_policy_into(checkpoint: Checkpoint, folder: Path) -> None:

@@ -151,13 +151,21 @@ class SftConfig(LearnerConfig):
     shift_px: int = 0  # largest random shift at the model's image size
     brightness: float = 0.0  # factor 1 +- this
     contrast: float = 0.0
+    label_sigma_bins: float = 0.0  # spreads each target over its neighbours; 0: cross-entropy
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
         for name in ('micro_batch_size', 'lora_rank', 'validate_every'):
             self._at_least(name, 1)
-        for name in ('held_out_episodes', 'snapshot_every', 'shift_px', 'brightness', 'contrast'):
+        for name in (
+            'held_out_episodes',
+            'snapshot_every',
+            'shift_px',
+            'brightness',
+            'contrast',
+            'label_sigma_bins',
+        ):
             self._at_least(name, 0)
         self._one_of('trainable', TRAINABLE)
         self._one_of('noop_filter', NOOP_FILTERS)

@@ -4,6 +4,10 @@
 
 over the N action tokens of a batch. It makes the policy that GRAPE starts from, and is the anchor
 that TPO may add on the chosen trials.
+
+Cross-entropy does not know that bin 100 is next to bin 101. A policy that is trained from random
+weights on few demonstrations learns faster when each target is spread over its neighbours; that
+is `smoothed_target_loss`, an option of this project, not the paper's.
 """
 
 from __future__ import annotations
@@ -41,3 +45,25 @@ def sft_loss(
         metrics['accuracy/token'] = right.float().mean().item()
         metrics['accuracy/step'] = right.all(dim=-1).float().mean().item()
     return loss, metrics
+
+
+def smoothed_target_loss(
+    action_log_probs: torch.Tensor, bins: torch.Tensor, sigma_bins: float
+) -> torch.Tensor:
+    """Mean cross-entropy to targets spread over the neighbouring bins, a scalar.
+
+    Args:
+        action_log_probs: (B, A, K) float32 log-probabilities of the K action ids, in order.
+        bins: (B, A) int64 demonstrated position in that order, 0..K-1.
+        sigma_bins: standard deviation of the Gaussian weights, in bins; above 0.
+
+    Raises:
+        ValueError: sigma_bins is not above 0.
+
+    """
+    if not sigma_bins > 0:
+        raise ValueError(f'sigma_bins is {sigma_bins}; expected above 0.')
+    places = torch.arange(action_log_probs.shape[-1], device=bins.device)
+    distance = (places - bins[..., None]) / sigma_bins
+    weights = torch.softmax(-0.5 * distance.square(), dim=-1)
+    return -(weights * action_log_probs).sum(-1).mean()

@@ -1,0 +1,328 @@
+"""One graph: bridge, recorder and policy node in processes of their own, on a ROS domain.
+
+`Graph.run_episode` plays one episode and always returns: a node that dies or falls silent gives
+outcome `error` with the end of its log, and the next episode starts the nodes again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from grape_episode.contract import load_contract
+from grape_episode.outcome import Outcome
+
+from grape_bringup.graph_client import GraphClient
+from grape_bringup.node_process import NodeProcess, NodeSpec
+from grape_bringup.ros_environment import claim_domain_id, ros_environment
+
+START_TIMEOUT_S = 120.0
+BUILD_S = 90.0  # a simulator is built well within it
+STEPS_A_SIGN = 12  # the bridge gives feedback every 10 steps
+SETTLE_S = 0.3  # nodes that this process sees have seen one another by then
+ADAPTER_TIMEOUT_S = 60.0
+CANCEL_TIMEOUT_S = 20.0
+# Fast DDS forgets a killed participant after 5 s (config/fastdds.xml); then the recorder closes.
+ORPHANED_BAG_TIMEOUT_S = 12.0
+
+log = logging.getLogger(__name__)
+
+
+class GraphError(RuntimeError):
+    """The nodes cannot be started, or refuse an adapter; the text says which and why."""
+
+
+class _BrokenError(Exception):
+    """A node died or fell silent during an episode."""
+
+
+@dataclass(frozen=True)
+class GraphSetup:
+    """What all episodes of a run have in common.
+
+    policy None: the scripted expert acts, and no policy node is started. dump_tensors: folder
+    for the pixel tensors that the policy sees, '' for none.
+    """
+
+    policy: Path | None = None
+    unnorm_key: str = ''
+    contract: str = 'libero'
+    rendering: str = 'auto'
+    step_timeout_s: float = 30.0
+    dump_tensors: str = ''
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """The goal of RunEpisode; see action/RunEpisode.action."""
+
+    episode_id: str
+    task: str
+    init_state: int
+    seed: int
+    temperature: float = 0.0
+    max_steps: int = 0
+    controller: str = 'policy'
+    expert_attempt: int = 0
+    action_noise: float = 0.0
+    instruction: str = ''
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """How an episode ended; bag is None where none was closed."""
+
+    outcome: Outcome
+    steps: int
+    bag: Path | None
+    detail: str
+
+
+class Graph:
+    """Nodes that play one episode after the other; a context manager."""
+
+    def __init__(self, setup: GraphSetup, bags: Path, logs: Path) -> None:
+        """Claim a ROS domain; the nodes are started by the first episode, or by `start`.
+
+        Args:
+            setup: of the nodes.
+            bags: where the recorder writes; `record_to` changes it.
+            logs: folder for the nodes' logs and parameters.
+
+        """
+        self.setup = setup
+        self._bags = bags.resolve()
+        self._logs = logs.resolve()
+        self._adapter: Path | None = None  # that should act
+        self._loaded: Path | None = None  # that does
+        self._processes: dict[str, NodeProcess] = {}
+        self._stack = ExitStack()
+        self._domain = self._stack.enter_context(claim_domain_id())
+        self._client = GraphClient(self._domain, load_contract(setup.contract))
+        self._stack.callback(self._client.close)
+        self._stack.callback(self.stop)
+
+    def __enter__(self) -> Graph:
+        """Return the graph itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all nodes."""
+        self.close()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the running nodes, by name."""
+        return {name: process.pid for name, process in self._processes.items()}
+
+    def close(self) -> None:
+        """End all nodes and give the domain back."""
+        self._stack.close()
+
+    def start(self, cancel: threading.Event | None = None) -> None:
+        """Start what does not run and wait until it is ready.
+
+        Raises:
+            GraphError: a node ended or is not ready in time.
+
+        """
+        missing = [s for s in self._specs() if s.name not in self._processes]
+        if not missing:
+            return
+        environment = {**os.environ, **ros_environment(self._domain)}
+        for spec in missing:
+            self._processes[spec.name] = NodeProcess(spec, environment, self._logs)
+            if spec.name == 'policy_node':
+                self._loaded = self._adapter
+        try:
+            self._wait_until_ready(cancel)
+        except _BrokenError as error:
+            self.stop()
+            raise GraphError(f'The nodes cannot be started: {error}') from error
+
+    def stop(self) -> None:
+        """End all nodes; the next episode starts them again."""
+        for process in self._processes.values():
+            process.interrupt()
+        for process in self._processes.values():
+            process.stop()
+        self._processes.clear()
+
+    def kill(self) -> None:
+        """End all nodes at once, from any thread; whatever waits for them fails."""
+        for process in list(self._processes.values()):
+            process.kill()
+
+    def record_to(self, bags: Path) -> None:
+        """Record the next episodes into another folder (the recorder is started again)."""
+        bags = bags.resolve()
+        if bags != self._bags and 'recorder_node' in self._processes:
+            self._processes.pop('recorder_node').stop()
+        self._bags = bags
+
+    def use_adapter(self, path: Path | None) -> None:
+        """Act with this adapter from the next episode on, None: with the base policy.
+
+        The running policy node switches by LoadAdapter.
+
+        Raises:
+            GraphError: the policy node refuses it.
+
+        """
+        self._adapter = None if path is None else path.resolve()
+        if self._adapter == self._loaded or 'policy_node' not in self._processes:
+            return
+        future = self._client.load_adapter(str(self._adapter or ''))
+        deadline = time.monotonic() + ADAPTER_TIMEOUT_S
+        try:
+            self._wait(lambda: not future.done() and time.monotonic() < deadline)
+        except _BrokenError as error:
+            log.warning('the nodes start again with adapter %s: %s', path, error)
+            self.stop()
+            return
+        answer = future.result()
+        if answer is None or not answer.success:
+            said = answer.message if answer else f'no answer in {ADAPTER_TIMEOUT_S:.0f} s'
+            raise GraphError(f'Adapter {path} was not loaded: {said}')
+        self._loaded = self._adapter
+
+    def run_episode(
+        self, request: EpisodeRequest, cancel: threading.Event | None = None
+    ) -> EpisodeResult:
+        """Play one episode; `cancel` ends it with outcome interrupted.
+
+        Raises:
+            GraphError: the nodes cannot be started.
+
+        """
+        self.start(cancel)
+        if cancel is not None and cancel.is_set():
+            return EpisodeResult(Outcome.INTERRUPTED, 0, None, 'cancelled before it began')
+        with self._client.listening(request.episode_id):
+            try:
+                return self._play(request, cancel)
+            except _BrokenError as error:
+                bag = self._bag_of_broken_episode(request.episode_id)
+                self.stop()
+                log.error('%s: %s', request.episode_id, error)
+                return EpisodeResult(Outcome.ERROR, 0, bag, str(error))
+
+    def _specs(self) -> list[NodeSpec]:
+        setup = self.setup
+        participants = ['recorder'] if setup.policy is None else ['policy', 'recorder']
+        specs = [
+            NodeSpec(
+                'bridge_node',
+                'sim_bridge.bridge_node',
+                {
+                    'contract': setup.contract,
+                    'rendering': setup.rendering,
+                    'participants': participants,
+                    'step_timeout_s': setup.step_timeout_s,
+                },
+            ),
+            NodeSpec(
+                'recorder_node',
+                'grape_episode.recorder_node',
+                {'output_dir': str(self._bags), 'contract': setup.contract},
+            ),
+        ]
+        if setup.policy is not None:
+            parameters = {
+                'policy': str(setup.policy.resolve()),
+                'adapter': str(self._adapter or ''),
+                'unnorm_key': setup.unnorm_key,
+                'contract': setup.contract,
+                'torch_threads': 1,
+                'dump_tensors': setup.dump_tensors,
+                'autostart': True,
+            }
+            specs.append(NodeSpec('policy_node', 'grape_policy_node.policy_node', parameters))
+        return specs
+
+    def _wait_until_ready(self, cancel: threading.Event | None) -> None:
+        client, deadline = self._client, time.monotonic() + START_TIMEOUT_S
+        ready = {'bridge_node': client.bridge_is_ready, 'recorder_node': client.recorder_is_ready}
+        if self.setup.policy is not None:
+            ready['policy_node'] = client.policy_is_ready
+
+        def waiting() -> bool:
+            cancelled = cancel is not None and cancel.is_set()
+            return not cancelled and not all(check() for check in ready.values())
+
+        def in_time() -> bool:
+            if time.monotonic() > deadline:
+                late = ', '.join(name for name, check in ready.items() if not check())
+                raise _BrokenError(f'{late}: not ready after {START_TIMEOUT_S:.0f} s')
+            return True
+
+        self._wait(lambda: waiting() and in_time())
+        if self.setup.policy is not None and not (cancel is not None and cancel.is_set()):
+            # It answers once it spins, and it spins once it is active.
+            future = client.ask_policy_state()
+            self._wait(lambda: not future.done() and in_time())
+        settled = time.monotonic() + SETTLE_S
+        self._wait(lambda: time.monotonic() < settled)
+
+    def _play(self, request: EpisodeRequest, cancel: threading.Event | None) -> EpisodeResult:
+        sent = self._client.send_goal(**asdict(request))
+        self._wait(lambda: not sent.done() and self._not_silent())
+        handle = sent.result()
+        if not handle.accepted:
+            return EpisodeResult(Outcome.ERROR, 0, None, 'bridge_node refused the goal')
+        result = handle.get_result_async()
+
+        def running() -> bool:
+            return not result.done() and self._not_silent()
+
+        self._wait(lambda: running() and not (cancel is not None and cancel.is_set()))
+        if not result.done():
+            handle.cancel_goal_async()
+            deadline = time.monotonic() + CANCEL_TIMEOUT_S
+            self._wait(lambda: running() and time.monotonic() < deadline)
+            if not result.done():
+                self.stop()
+                return EpisodeResult(Outcome.INTERRUPTED, 0, None, 'cancelled')
+        answer = result.result().result
+        if not answer.outcome:
+            return EpisodeResult(Outcome.ERROR, 0, None, 'bridge_node gave no result')
+        bag = Path(answer.bag_path) if answer.bag_path else None
+        return EpisodeResult(Outcome(answer.outcome), answer.steps, bag, answer.detail)
+
+    def _not_silent(self) -> bool:
+        limit_s = BUILD_S + STEPS_A_SIGN * self.setup.step_timeout_s
+        if time.monotonic() - self._client.last_sign_of_life > limit_s:
+            tail = self._processes['bridge_node'].tail()
+            raise _BrokenError(f'bridge_node was silent for {limit_s:.0f} s: {tail}')
+        return True
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Spin while the condition holds and every node lives."""
+
+        def alive_and() -> bool:
+            for process in self._processes.values():
+                if process.returncode is not None:
+                    raise _BrokenError(process.reason())
+            return condition()
+
+        self._client.spin_while(alive_and)
+
+    def _bag_of_broken_episode(self, episode_id: str) -> Path | None:
+        """Give the recorder the time to notice and to close the bag."""
+        recorder = self._processes.get('recorder_node')
+        recorded, deadline = self._client.recorded, time.monotonic() + ORPHANED_BAG_TIMEOUT_S
+        self._client.spin_while(
+            lambda: (
+                episode_id not in recorded
+                and recorder is not None
+                and recorder.returncode is None
+                and time.monotonic() < deadline
+            )
+        )
+        return Path(recorded[episode_id]) if episode_id in recorded else None

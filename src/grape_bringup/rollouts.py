@@ -1,0 +1,230 @@
+"""Which episodes `grape demos`, `collect` and `evaluate` play, and what they make of them.
+
+An episode's name and seed are functions of (run seed, task, initial state, trial), so that the
+same command asks for the same episodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from grape_episode.contract import load_contract
+from grape_episode.outcome import Outcome
+from grape_episode.version import code_version
+from grape_trainer.evaluation import EpisodeResult, assert_disjoint, evaluation_dict, read_result
+
+from grape_bringup.graph import EpisodeRequest
+from grape_bringup.manifest import EpisodeRecord
+from grape_bringup.pool import OnRecord, Pool
+
+TRAINING_STATES = 'training_states.json'
+EXPERT_ATTEMPTS = 4
+
+
+class RolloutError(ValueError):
+    """Episodes that cannot be asked for; the text says what to give."""
+
+
+def episode_seed(run_seed: int, task: str, init_state: int, trial: int) -> int:
+    """Return the seed of one episode, 32 bits."""
+    text = f'{run_seed}/{task}/{init_state}/{trial}'
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], 'big')
+
+
+def episode_name(run_seed: int, task: str, init_state: int, trial: int) -> str:
+    """Return the episode's id, which is also its bag's folder name."""
+    return f'{task.replace("/", "_")}-i{init_state:02d}-t{trial}-s{run_seed}'
+
+
+def trial_requests(
+    cells: Sequence[tuple[str, int]],
+    trials: int,
+    run_seed: int,
+    temperature: float,
+    max_steps: int = 0,
+) -> list[EpisodeRequest]:
+    """Return `trials` episodes of the policy for each (task, initial state)."""
+    return [
+        EpisodeRequest(
+            episode_id=episode_name(run_seed, task, state, trial),
+            task=task,
+            init_state=state,
+            seed=episode_seed(run_seed, task, state, trial),
+            temperature=temperature,
+            max_steps=max_steps,
+        )
+        for task, state in cells
+        for trial in range(trials)
+    ]
+
+
+def demo_requests(
+    cells: Sequence[tuple[str, int]], run_seed: int, noise: float, max_steps: int = 0
+) -> list[EpisodeRequest]:
+    """Return the expert's first attempt for each (task, initial state)."""
+    return [
+        replace(request, controller='expert', action_noise=noise)
+        for request in trial_requests(cells, 1, run_seed, 0.0, max_steps)
+    ]
+
+
+def next_attempt(
+    requests: Sequence[EpisodeRequest], run_seed: int
+) -> Callable[[EpisodeRecord], EpisodeRequest | None]:
+    """Return a pool's follow-up: after a failure, the expert's next attempt."""
+    first = {(request.task, request.init_state): request for request in requests}
+
+    def follow_up(record: EpisodeRecord) -> EpisodeRequest | None:
+        attempt = int(record.asked['expert_attempt']) + 1
+        if record.outcome != Outcome.FAILURE or attempt >= EXPERT_ATTEMPTS:
+            return None
+        task, state = record.task, record.init_state
+        return replace(
+            first[task, state],
+            episode_id=episode_name(run_seed, task, state, attempt),
+            seed=episode_seed(run_seed, task, state, attempt),
+            expert_attempt=attempt,
+        )
+
+    return follow_up
+
+
+def check_cells(tasks: Sequence[str], init_states: Sequence[int]) -> list[tuple[str, int]]:
+    """Return every (task, initial state), with the suites' own names.
+
+    Raises:
+        UnknownTaskError: no such task; the text lists the choices.
+        RolloutError: no such initial state.
+
+    """
+    from sim_bridge.libero_tasks import load_task
+
+    cells = []
+    for task in tasks:
+        with contextlib.redirect_stdout(io.StringIO()):  # LIBERO prints
+            found = load_task(task)
+        beyond = [state for state in init_states if state >= len(found.init_states)]
+        if beyond:
+            raise RolloutError(
+                f'Task {task} has the initial states 0..{len(found.init_states) - 1}; got '
+                f'{", ".join(map(str, beyond[:8]))}. Give --init-states within it.'
+            )
+        cells += [(found.name, state) for state in init_states]
+    return cells
+
+
+def check_policy(policy: Path, adapter: Path | None = None) -> None:
+    """Check that a policy and an adapter folder are there, before anything is started.
+
+    Raises:
+        RolloutError: says what was expected and how to make one.
+
+    """
+    if not (policy / 'config.json').is_file():
+        raise RolloutError(
+            f"There is no policy in '{policy}' (no config.json); expected a checkpoint folder as "
+            "'grape train sft --out DIR' writes it."
+        )
+    if adapter is not None and not (adapter / 'adapter_config.json').is_file():
+        raise RolloutError(
+            f"There is no adapter in '{adapter}' (no adapter_config.json); expected a folder as "
+            "'grape train tpo --out DIR' writes it."
+        )
+
+
+def played_by(
+    contract: str, rendering: str, policy: Path | None = None, adapter: Path | None = None
+) -> dict[str, object]:
+    """Return what an episode is a function of, beside its request; kept in the manifest."""
+    text = json.dumps(load_contract(contract).to_dict(), sort_keys=True)
+    about: dict[str, object] = {
+        'contract_sha256': hashlib.sha256(text.encode()).hexdigest(),
+        'rendering': rendering,
+    }
+    if policy is not None:
+        # Reads hundreds of libraries (5 s): not at the top.
+        from grape_policy_node.adapters import BASE, adapter_id
+        from grape_policy_node.openvla.checkpoint import folder_sha256
+
+        about['policy_sha256'] = folder_sha256(policy)
+        about['adapter_id'] = BASE if adapter is None else adapter_id(adapter)
+    return about
+
+
+def training_states(*folders: Path | None) -> set[tuple[str, int]]:
+    """Return the (task, initial state) that policy and adapter folders say they learned from."""
+    states: set[tuple[str, int]] = set()
+    for folder in folders:
+        if folder is not None and (folder / TRAINING_STATES).is_file():
+            content = json.loads((folder / TRAINING_STATES).read_text())
+            states |= {(str(task), int(state)) for task, state in content['states']}
+    return states
+
+
+def write_training_states(folder: Path, states: set[tuple[str, int]]) -> None:
+    """Keep in a policy or adapter folder what it learned from; `grape evaluate` refuses these."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {'states': sorted([task, state] for task, state in states)}
+    (folder / TRAINING_STATES).write_text(json.dumps(content) + '\n')
+
+
+def evaluate(
+    pool: Pool,
+    cells: Sequence[tuple[str, int]],
+    folder: Path,
+    out_json: Path,
+    policy: Path,
+    adapter: Path | None = None,
+    by: dict[str, object] | None = None,
+    run_seed: int = 0,
+    max_steps: int = 0,
+    on_record: OnRecord = lambda record, done, total: None,
+) -> dict[str, object]:
+    """Play each cell once, greedily, and write the statistics.
+
+    Args:
+        pool: whose graphs run `policy`.
+        cells: (task, initial state).
+        folder: for the bags.
+        out_json: for the statistics; see evaluation.evaluation_dict.
+        policy: checkpoint folder.
+        adapter: None for the base policy.
+        by: of `played_by`.
+        run_seed: names the episodes; a greedy policy draws nothing.
+        max_steps: 0 for the suites' official limits.
+        on_record: see `Pool.run`.
+
+    Raises:
+        InitStateError: the policy or the adapter has learned from some of the cells.
+
+    """
+    assert_disjoint(training_states(policy, adapter), cells)
+    by = by or {}
+    requests = trial_requests(cells, 1, run_seed, 0.0, max_steps)
+    records = pool.run(requests, folder, by, adapter, on_record)
+    content = evaluation_dict(
+        [_result(folder, record) for record in records],
+        policy.name,
+        str(by.get('adapter_id', '')),
+    )
+    for episode, record in zip(content['episodes'], records, strict=True):
+        episode['bag'] = str((folder / record.bag).resolve()) if record.bag else ''
+    content['config'] = {**by, 'temperature': 0.0, 'max_steps': max_steps, 'seed': run_seed}
+    content['code_version'] = code_version()
+    out_json.parent.mkdir(parents=True, exist_ok=True)
+    partial = out_json.with_name(out_json.name + '.partial')
+    partial.write_text(json.dumps(content, indent=1) + '\n')
+    partial.replace(out_json)
+    return content
+
+
+def _result(folder: Path, record: EpisodeRecord) -> EpisodeResult:
+    if record.decided:
+        return read_result(folder / record.bag)
+    return EpisodeResult(record.task, record.init_state, record.outcome, record.steps)
