@@ -15,12 +15,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from grape_episode.contract import load_contract
-from grape_episode.outcome import Outcome
-
 from grape_bringup.graph_client import GraphClient
 from grape_bringup.node_process import NodeProcess, NodeSpec
 from grape_bringup.ros_environment import claim_domain_id, ros_environment
+from grape_episode.contract import load_contract
+from grape_episode.outcome import Outcome
 
 START_TIMEOUT_S = 120.0
 BUILD_S = 90.0  # a simulator is built well within it

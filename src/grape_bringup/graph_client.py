@@ -1,4 +1,4 @@
-"""This process's end of one graph of nodes: a rclpy node on the graph's own ROS domain.
+"""The command line's end of one graph of nodes: a rclpy node on the graph's own ROS domain.
 
 Several graphs live in one process, each with its rclpy context; a client is used by one thread at
 a time and spins only inside its own calls.
@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from grape_bringup.ros_environment import ros_environment
 from grape_episode.contract import Contract
 from grape_episode.ros_qos import qos_profile
-
-from grape_bringup.ros_environment import ros_environment
 
 POLL_S = 0.1
 
@@ -61,7 +60,10 @@ class GraphClient:
             signal_handler_options=SignalHandlerOptions.NO,  # Ctrl-C is the pool's affair
         )
         self._node = rclpy.create_node(
-            'grape_cli', context=self._context, start_parameter_services=False
+            f'grape_cli_{domain_id}',
+            context=self._context,
+            start_parameter_services=False,
+            enable_rosout=False,
         )
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from grape_episode.outcome import Outcome
-
 from grape_bringup.graph import EpisodeRequest
+from grape_episode.outcome import Outcome
 
 FILE = 'episodes.jsonl'
 DECIDED = (Outcome.SUCCESS, Outcome.FAILURE)

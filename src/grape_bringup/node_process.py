@@ -59,7 +59,7 @@ class NodeProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**environment, 'PYTHONUNBUFFERED': '1'},
-                # A group of its own: Ctrl-C reaches the command line, which ends the nodes in order.
+                # Of its own: Ctrl-C reaches the command line, which ends the nodes in order.
                 start_new_session=True,
             )
 

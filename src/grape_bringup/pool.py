@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from grape_bringup.graph import EpisodeRequest, EpisodeResult, Graph, GraphSetup
+from grape_bringup.interruption import Interrupted
+from grape_bringup.manifest import EpisodeRecord, Manifest
 from grape_episode.bag import METADATA, BagError, read_info
 from grape_episode.outcome import Outcome
-
-from grape_bringup.graph import EpisodeRequest, EpisodeResult, Graph, GraphSetup
-from grape_bringup.manifest import EpisodeRecord, Manifest
 
 GIB_A_WORKER = 3.0  # simulator 2, policy node 0.7, recorder 0.1
 PLAYS = 2  # an episode that ended in an infrastructure error is played once more
@@ -36,10 +36,6 @@ log = logging.getLogger(__name__)
 
 class PoolError(RuntimeError):
     """Episodes cannot be played; the text says what the last one said."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: a person's wish
-    """Ctrl-C came; what was finished is kept."""
 
 
 @dataclass
@@ -152,9 +148,7 @@ class Pool:
                 graph = self._graph(index, folder)
                 graph.record_to(folder)
                 graph.use_adapter(adapter)
-                result = graph.run_episode(
-                    replace(item.request, episode_id=item.name), run.cancel
-                )
+                result = graph.run_episode(replace(item.request, episode_id=item.name), run.cancel)
                 run.ended.put((item, result))
         except Exception as error:  # noqa: BLE001 - handed to the caller of `run`
             run.ended.put((None, error))

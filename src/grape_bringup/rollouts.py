@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from grape_bringup.graph import EpisodeRequest
+from grape_bringup.manifest import EpisodeRecord
+from grape_bringup.pool import OnRecord, Pool
 from grape_episode.contract import load_contract
 from grape_episode.outcome import Outcome
 from grape_episode.version import code_version
 from grape_trainer.evaluation import EpisodeResult, assert_disjoint, evaluation_dict, read_result
-
-from grape_bringup.graph import EpisodeRequest
-from grape_bringup.manifest import EpisodeRecord
-from grape_bringup.pool import OnRecord, Pool
 
 TRAINING_STATES = 'training_states.json'
 EXPERT_ATTEMPTS = 4

@@ -135,6 +135,18 @@ class Contract(_Strict):
         except ValueError as error:
             raise ContractError(f"contract '{self.name}': {error}") from error
 
+    def missing_messages(self, counts: dict[str, int], steps: int) -> dict[str, int]:
+        """Return topic -> how many of an episode's messages are not there.
+
+        Pictures and policy steps come once a step, states once more after the last one.
+        """
+        missing = {}
+        for topic in self.topics:
+            expected = steps if topic.role in ('image', 'policy_step') else steps + 1
+            if topic.per_step and counts.get(topic.name, 0) < expected:
+                missing[topic.name] = expected - counts.get(topic.name, 0)
+        return missing
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` takes back."""
         return self.model_dump(mode='json')

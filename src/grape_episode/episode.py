@@ -6,7 +6,8 @@ more entry, the state after the last action.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ class EpisodeInfo:
         """Return plain data that `from_dict` takes back."""
         return asdict(self) | {'outcome': str(self.outcome)}
 
+    def with_policy(self, adapter_id: str, config_json: str) -> EpisodeInfo:
+        """Return this with what the policy's READY says.
+
+        Raises:
+            ValueError: config_json is no JSON object.
+
+        """
+        return replace(self, adapter_id=adapter_id, policy=config_of('READY', config_json))
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EpisodeInfo:
         """Check and take plain data.
@@ -69,6 +79,22 @@ class EpisodeInfo:
         if set(data) != known:
             raise ValueError(f'missing or unknown keys: {sorted(set(data) ^ known)}')
         return cls(**(data | {'outcome': Outcome(data['outcome'])}))
+
+
+def config_of(event: str, config_json: str) -> dict[str, Any]:
+    """Return an EpisodeEvent's config_json as a mapping; empty text is {}.
+
+    Raises:
+        ValueError: it is no JSON object.
+
+    """
+    try:
+        config = json.loads(config_json or '{}')
+    except json.JSONDecodeError as error:
+        raise ValueError(f'config_json of {event} is not JSON ({error})') from error
+    if not isinstance(config, dict):
+        raise ValueError(f'config_json of {event} is {config!r:.80}; expected a JSON object')
+    return config
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,19 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 OWN_MESSAGES = ('PolicyStep', 'EpisodeEvent', 'SceneState')
+
+
+class EventKind(IntEnum):
+    """EpisodeEvent's kinds, for code that runs without ROS."""
+
+    START = 1
+    READY = 2
+    STOP = 3
+    RECORDED = 4
+    LABEL = 5
+    INTERVENTION = 6
+    STAGE = 7
+    ERROR = 8
 
 
 @cache

@@ -1,0 +1,58 @@
+"""The `grape` command: every step of the loop alone, and all of them in one go.
+
+Each step reads and writes files that the next one takes. What is slow to import (torch, rclpy,
+LIBERO) is imported by the commands that use it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from grape_bringup import cli_bag, cli_data, cli_loop, cli_rollouts, cli_train
+from grape_bringup.cli_console import readable_errors, set_up_logging
+
+app = typer.Typer(
+    name='grape',
+    help='Trajectory-wise preference optimisation of vision-language-action policies, for ROS 2.',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+train_app = typer.Typer(no_args_is_help=True, help='Train a policy (sft) or an adapter (tpo).')
+bag_app = typer.Typer(no_args_is_help=True, help='Look at recorded bags and repair them.')
+
+app.command('demo')(cli_loop.demo)
+app.command('doctor')(cli_loop.doctor)
+app.command('demos')(cli_rollouts.demos)
+app.add_typer(train_app, name='train')
+train_app.command('sft')(cli_train.sft)
+train_app.command('tpo')(cli_train.tpo)
+app.command('collect')(cli_rollouts.collect)
+app.command('score')(cli_data.score)
+app.command('pair')(cli_data.pair)
+app.command('evaluate')(cli_rollouts.evaluate)
+app.command('iterate')(cli_loop.iterate)
+app.command('report')(cli_loop.report)
+app.add_typer(bag_app, name='bag')
+bag_app.command('info')(cli_bag.info)
+bag_app.command('recover')(cli_bag.recover)
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option('--verbose', '-v', help='Say more.')] = False,
+) -> None:
+    """Set what all commands share."""
+    set_up_logging(verbose)
+
+
+def main() -> None:
+    """Run the command line."""
+    with readable_errors():
+        app()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,138 @@
+"""`grape train sft` and `grape train tpo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grape_bringup.cli_console import Adapter, Policy, ProgressBar, Resume, console
+from grape_bringup.interruption import Interrupted
+
+# Weights below this size are a tiny policy's, for which the paper's learning rates are too small.
+TINY_BYTES = 500_000_000
+
+Out = Annotated[Path, typer.Option('--out', help='Folder for the result and the curves.')]
+Config = Annotated[
+    Path | None, typer.Option('--config', help='YAML in config/train/; see --help of the command.')
+]
+TrainSeed = Annotated[
+    int | None, typer.Option('--seed', min=0, help="Instead of the configuration's.")
+]
+
+
+def sft(
+    bags: Annotated[list[Path], typer.Option(help='Folder of bags; repeatable.')],
+    out: Out,
+    policy: Annotated[
+        Path | None, typer.Option(help='Policy to go on from; without it, a fresh one.')
+    ] = None,
+    architecture: Annotated[
+        Path | None, typer.Option(help='YAML of a fresh policy; default: grape_tiny.yaml.')
+    ] = None,
+    config: Config = None,
+    seed: TrainSeed = None,
+    resume: Resume = True,
+) -> None:
+    """Train a policy on the successful bags (supervised, action tokens).
+
+    Configuration: config/train/sft_tiny.yaml for a fresh policy, else the paper's values.
+    """
+    from grape_bringup.rollouts import check_policy, training_states, write_training_states
+    from grape_bringup.ros_environment import config_file
+    from grape_episode.bag import read_info
+    from grape_trainer.demonstrations import successful_bags
+    from grape_trainer.train_sft import train_sft
+    from grape_trainer.training_config import SftConfig
+
+    if policy is not None:
+        check_policy(policy)
+    elif architecture is None:
+        architecture = config_file('policy/grape_tiny.yaml')
+    if config is None and policy is None:
+        config = config_file('train/sft_tiny.yaml')
+    settings = _settings(SftConfig, config, seed)
+    good = successful_bags(bags)
+    with ProgressBar('sft') as bar:
+        result = train_sft(settings, bags, out, architecture, policy, bar.training, resume)
+    stop_if(result.interrupted)
+    infos = [read_info(bag) for bag in good]
+    states = {(info.task, info.init_state) for info in infos} | training_states(policy)
+    write_training_states(out, states)
+    console.print(
+        f'{out}: {result.steps} steps on {result.episodes} episodes '
+        f'({result.control_steps} control steps)'
+    )
+
+
+def tpo(
+    policy: Policy,
+    pairs: Annotated[Path, typer.Option(help='A file of grape pair.')],
+    out: Out,
+    adapter: Adapter = None,
+    config: Config = None,
+    seed: TrainSeed = None,
+    resume: Resume = True,
+) -> None:
+    """Train a LoRA adapter on pairs of trials (trajectory-wise preference optimisation).
+
+    --adapter: the adapter that sampled the trials; it is trained further and is the reference.
+    Configuration: config/train/tpo_tiny.yaml for a policy below 0.5 GB, else the paper's values.
+    """
+    from grape_bringup.rollouts import check_policy
+    from grape_trainer.training_config import TpoConfig
+
+    check_policy(policy, adapter)
+    settings = _settings(TpoConfig, config or default_tpo_config(policy), seed)
+    with ProgressBar('tpo') as bar:
+        result = train_adapter(settings, policy, pairs, out, adapter, bar, resume)
+    line = f'{out}: adapter {result.adapter_id}, {result.steps} steps on {result.pairs} pairs'
+    console.print(line)
+    if result.stopped:
+        console.print(f'stopped early: {result.stopped}', soft_wrap=True)
+
+
+def train_adapter(
+    settings: object,
+    policy: Path,
+    pairs: Path,
+    out: Path,
+    adapter: Path | None,
+    bar: ProgressBar,
+    resume: bool = True,
+) -> object:
+    """Run `train_tpo` and keep beside the adapter which initial states it has seen.
+
+    Raises:
+        Interrupted: Ctrl-C; the checkpoint is kept.
+
+    """
+    from grape_bringup.rollouts import training_states, write_training_states
+    from grape_trainer.scoring.preference import read_pairs
+    from grape_trainer.train_tpo import train_tpo
+
+    result = train_tpo(settings, policy, pairs, out, adapter, bar.training, resume)
+    stop_if(result.interrupted)
+    states = {(pair.task, pair.init_state) for pair in read_pairs(pairs).pairs}
+    write_training_states(out, states | training_states(adapter))
+    return result
+
+
+def default_tpo_config(policy: Path) -> Path | None:
+    """Return the tiny policy's configuration for a tiny policy, else None: the paper's values."""
+    from grape_bringup.ros_environment import config_file
+
+    size = sum(file.stat().st_size for file in policy.glob('*.safetensors'))
+    return config_file('train/tpo_tiny.yaml') if size < TINY_BYTES else None
+
+
+def stop_if(interrupted: bool) -> None:
+    """Raise Interrupted where a training was."""
+    if interrupted:
+        raise Interrupted
+
+
+def _settings(kind: type, config: Path | None, seed: int | None) -> object:
+    overrides = {} if seed is None else {'seed': seed}
+    return kind.from_dict(overrides) if config is None else kind.load(config, overrides)
