@@ -60,7 +60,7 @@ Rendering = Annotated[
     str, typer.Option('--rendering', help='auto (stock where there is a GPU), fast or stock.')
 ]
 ContractName = Annotated[
-    str, typer.Option('--contract', help='Name in config/contract/, or a YAML file.')
+    str, typer.Option('--contract', help='Name in config/contract/, or a YAML file; empty: the one beside the policy.')
 ]
 UnnormKey = Annotated[
     str, typer.Option('--unnorm-key', help='Which action statistics; empty: the only ones.')

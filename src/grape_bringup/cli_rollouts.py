@@ -83,7 +83,7 @@ def collect(
     workers: Workers = 0,
     max_steps: MaxSteps = 0,
     rendering: Rendering = 'auto',
-    contract: ContractName = 'libero',
+    contract: ContractName = '',
     unnorm_key: UnnormKey = '',
     resume: Resume = True,
 ) -> None:
@@ -91,12 +91,14 @@ def collect(
     from grape_bringup.graph import GraphSetup
     from grape_bringup.pool import Pool
     from grape_bringup.rollouts import check_cells, check_policy, played_by, trial_requests
+    from grape_episode.contract import contract_of_policy
     from grape_trainer.evaluation import parse_init_states
 
     require_new(out, resume, HELD)
     check_policy(policy, adapter)
     cells = check_cells(task, parse_init_states(init_states))
     requests = trial_requests(cells, trials, seed, temperature, max_steps)
+    contract = contract or contract_of_policy(policy)
     setup = GraphSetup(policy, unnorm_key, contract, rendering)
     with EpisodeBar('collect') as bar, Pool(setup, out / 'logs', workers) as pool:
         by = played_by(contract, rendering, policy, adapter)
@@ -118,7 +120,7 @@ def evaluate(
     workers: Workers = 0,
     max_steps: MaxSteps = 0,
     rendering: Rendering = 'auto',
-    contract: ContractName = 'libero',
+    contract: ContractName = '',
     unnorm_key: UnnormKey = '',
     resume: Resume = True,
 ) -> None:
@@ -126,6 +128,7 @@ def evaluate(
     from grape_bringup import rollouts
     from grape_bringup.graph import GraphSetup
     from grape_bringup.pool import Pool
+    from grape_episode.contract import contract_of_policy
     from grape_trainer.evaluation import assert_disjoint, parse_init_states
 
     bags = out or json_path.with_name(f'{json_path.stem}_bags')
@@ -133,6 +136,7 @@ def evaluate(
     rollouts.check_policy(policy, adapter)
     cells = rollouts.check_cells(task, parse_init_states(init_states))
     assert_disjoint(rollouts.training_states(policy, adapter), cells)
+    contract = contract or contract_of_policy(policy)
     setup = GraphSetup(policy, unnorm_key, contract, rendering)
     with EpisodeBar('evaluate') as bar, Pool(setup, bags / 'logs', workers) as pool:
         by = rollouts.played_by(contract, rendering, policy, adapter)

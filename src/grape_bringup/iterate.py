@@ -15,6 +15,7 @@ from grape_bringup.cli_train import train_adapter
 from grape_bringup.graph import GraphSetup
 from grape_bringup.pool import Pool, PoolError
 from grape_bringup.rollouts import check_cells, check_policy, evaluate, played_by, trial_requests
+from grape_episode.contract import contract_of_policy
 from grape_trainer.iteration import IterateConfig, run_iterations
 
 SOURCE_TREE = Path(__file__).resolve().parents[2]
@@ -65,6 +66,7 @@ class GraphSteps:
         self._run = run
         self._policy = policy
         self._stack = stack
+        self._contract = config.contract or contract_of_policy(policy)
         self._pool: Pool | None = None
         self._objective = load_objective(config.objective)
         self._tpo = TpoConfig.load(find_path(config.tpo), {'seed': config.seed})
@@ -141,7 +143,7 @@ class GraphSteps:
             setup = GraphSetup(
                 self._policy,
                 config.unnorm_key,
-                config.contract,
+                self._contract,
                 config.rendering,
                 config.step_timeout_s,
             )
@@ -150,7 +152,7 @@ class GraphSteps:
         return self._pool
 
     def _by(self, adapter: Path | None) -> dict[str, object]:
-        return played_by(self._config.contract, self._config.rendering, self._policy, adapter)
+        return played_by(self._contract, self._config.rendering, self._policy, adapter)
 
 
 def _announce(phase: str, done: bool) -> None:

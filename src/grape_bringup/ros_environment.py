@@ -44,12 +44,13 @@ def ros_environment(domain_id: int, base: Mapping[str, str] | None = None) -> di
         'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
         'AMENT_PREFIX_PATH': os.pathsep.join(map(str, _ament_prefixes(base))),
         'FASTDDS_DEFAULT_PROFILES_FILE': profile,
-        'FASTRTPS_DEFAULT_PROFILES_FILE': profile,  # its name up to Jazzy's Fast DDS 2.14
         'ROS_LOG_DIR': base.get('ROS_LOG_DIR')
         or str(Path(tempfile.gettempdir(), f'grape-ros-log-{os.getuid()}')),
         # Several processes share the cores; without it each starts one thread a core.
         'OMP_NUM_THREADS': base.get('OMP_NUM_THREADS') or '1',
     }
+    if base.get('ROS_DISTRO') in ('humble', 'jazzy'):  # the name up to Fast DDS 2.14
+        environment['FASTRTPS_DEFAULT_PROFILES_FILE'] = profile
     if not base.get('MUJOCO_GL') and not has_gpu():
         environment.update(MUJOCO_GL='osmesa', PYOPENGL_PLATFORM='osmesa')
     return environment

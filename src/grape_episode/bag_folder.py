@@ -1,9 +1,9 @@
 """A bag as a folder: which folders are bags, what their episode.json says, opening one.
 
-    DIR/<episode id>/metadata.yaml       rosbag2, version 9; holds episode.json's text too
-    DIR/<episode id>/<episode id>.mcap   the messages, as they came over the wire
-    DIR/<episode id>/episode.json        EpisodeInfo, there from the first message on
-    DIR/<episode id>/labels.jsonl        people's verdicts (label.py)
+DIR/<episode id>/metadata.yaml       rosbag2, version 9; holds episode.json's text too
+DIR/<episode id>/<episode id>.mcap   the messages, as they came over the wire
+DIR/<episode id>/episode.json        EpisodeInfo, there from the first message on
+DIR/<episode id>/labels.jsonl        people's verdicts (label.py)
 """
 
 from __future__ import annotations

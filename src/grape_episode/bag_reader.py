@@ -77,9 +77,7 @@ class _Bag:
         self.info = info
         self.contract = contract
         self.messages = messages
-        self.has_scene = any(
-            messages[t.name] for t in contract.topics if t.role == 'scene_state'
-        )
+        self.has_scene = any(messages[t.name] for t in contract.topics if t.role == 'scene_state')
 
     def episode(self, images: bool) -> Episode:
         steps = self._steps()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,9 +16,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from backports import zstd
-from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLiveliness
-from rosbags.interfaces import QosReliability, QosTime
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 
@@ -25,6 +32,11 @@ from grape_episode.bag_folder import CUSTOM_KEY, INFO_FILE
 from grape_episode.contract import TopicSpec
 from grape_episode.episode import EpisodeInfo
 from grape_episode.messages import typestore
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 CHUNK_SECONDS = 0.25  # at most this much is lost when the recorder is killed
 COMPRESSIONS = ('none', 'zstd')

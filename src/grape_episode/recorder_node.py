@@ -10,24 +10,23 @@ bag's path. An environment that vanishes ends the episode with outcome `error`.
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import rclpy
-from grape.msg import EpisodeEvent
+from grape.msg import EpisodeEvent, PolicyStep, SceneState
 from grape.srv import LabelEpisode
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 
-from grape_episode.bag_writer import BagWriter
+from grape_episode.bag_writer import COMPRESSIONS, BagWriter
 from grape_episode.contract import Contract, ContractError, TopicSpec, load_contract
-from grape_episode.episode import EpisodeInfo
+from grape_episode.episode import EpisodeInfo, config_of
 from grape_episode.label import append_label
 from grape_episode.outcome import Outcome
 from grape_episode.ros_qos import qos_profile
@@ -62,6 +61,13 @@ class RecorderConfig:
         """Check the values."""
         if not self.output_dir:
             raise ValueError("parameter 'output_dir' is empty; expected a folder for the bags")
+        if self.compression not in COMPRESSIONS:
+            raise ValueError(
+                f"parameter 'compression' is '{self.compression}'; expected one of: "
+                f'{", ".join(COMPRESSIONS)}'
+            )
+        if self.min_free_mb < 0:
+            raise ValueError(f'min_free_mb is {self.min_free_mb}; expected at least 0')
         if self.idle_timeout_s <= 0 or self.drain_timeout_s < 0:
             raise ValueError('idle_timeout_s must be above 0 and drain_timeout_s at least 0')
 
@@ -75,7 +81,14 @@ class _Recording:
     last_message: float
     stop: EpisodeEvent | None = None
     stopped_at: float = 0.0
-    seen_publisher: bool = field(default=False)
+    seen_publisher: bool = False
+
+    def is_own(self, topic: TopicSpec, cdr: bytes) -> bool:
+        """Say whether a message is of this episode, not a late one of the episode before."""
+        kind = {'policy_step': PolicyStep, 'scene_state': SceneState}.get(topic.role)
+        if kind is None:
+            return True
+        return deserialize_message(cdr, kind).episode_id == self.info.episode_id
 
 
 class RecorderNode(Node):
@@ -94,6 +107,7 @@ class RecorderNode(Node):
         self._publisher = self.create_publisher(
             EpisodeEvent, self._events.name, qos_profile(self._events)
         )
+        code_version()  # asks git, which START should not wait for
         for topic in self._contract.topics:
             self._subscribe(topic)
         self.create_service(LabelEpisode, '~/label_episode', self._label)
@@ -122,7 +136,7 @@ class RecorderNode(Node):
         if topic.durability == 'transient_local':
             self._latched[topic.name] = cdr
         recording = self._recording
-        if recording is None:
+        if recording is None or not recording.is_own(topic, cdr):
             return
         recording.last_message = time.monotonic()
         try:
@@ -141,20 +155,47 @@ class RecorderNode(Node):
             return
         self._write(self._events, cdr)
         if event.kind == EpisodeEvent.READY and event.source == 'policy':
-            recording.info = replace(
-                recording.info,
-                adapter_id=event.adapter_id,
-                policy=json.loads(event.config_json or '{}'),
-            )
+            self._take_policy(event)
         elif event.kind == EpisodeEvent.STOP and self._recording is recording:
-            recording.stop, recording.stopped_at = event, time.monotonic()
-            self._finish_when_drained()
+            self._take_stop(event)
+
+    def _take_policy(self, event: EpisodeEvent) -> None:
+        recording = self._recording
+        try:
+            recording.info = recording.info.with_policy(event.adapter_id, event.config_json)
+        except ValueError as error:
+            self._finish(Outcome.ERROR, str(error))
+            self._say(EpisodeEvent.ERROR, event.episode_id, str(error))
+
+    def _take_stop(self, event: EpisodeEvent) -> None:
+        recording = self._recording
+        if event.outcome not in list(Outcome):
+            choices = ', '.join(Outcome)
+            event.detail = f"STOP has the outcome '{event.outcome}'; it is one of: {choices}"
+            event.outcome = str(Outcome.ERROR)
+            self.get_logger().error(f'{event.episode_id}: {event.detail}')
+        recording.stop, recording.stopped_at = event, time.monotonic()
+        self._finish_when_drained()
 
     def _start(self, event: EpisodeEvent) -> None:
         if self._recording is not None:
             self._finish(Outcome.ERROR, f'episode {event.episode_id} began before this one ended')
-        folder = Path(self.config.output_dir) / event.episode_id
-        info = EpisodeInfo(
+        try:
+            info = self._info(event)
+            writer = self._open(info)
+        except (OSError, ValueError) as error:
+            self.get_logger().error(f'episode {event.episode_id} cannot be recorded: {error}')
+            self._say(EpisodeEvent.ERROR, event.episode_id, str(error))
+            return
+        self._recording = recording = _Recording(writer, info, time.monotonic())
+        for topic in self._contract.topics:
+            if topic.name in self._latched:
+                self._write(topic, self._latched[topic.name])
+        if self._recording is recording:
+            self._say(EpisodeEvent.READY, event.episode_id)
+
+    def _info(self, event: EpisodeEvent) -> EpisodeInfo:
+        return EpisodeInfo(
             episode_id=event.episode_id,
             task=event.task,
             instruction=event.instruction,
@@ -166,25 +207,13 @@ class RecorderNode(Node):
             steps=0,
             adapter_id='',
             contract=self._contract.to_dict(),
-            environment=json.loads(event.config_json or '{}'),
+            environment=config_of('START', event.config_json),
             code_version=code_version(),
             started_at=datetime.now(UTC).isoformat(timespec='seconds'),
         )
-        try:
-            writer = self._open(folder, info)
-        except (OSError, ValueError) as error:
-            self.get_logger().error(f'episode {event.episode_id} cannot be recorded: {error}')
-            self._say(EpisodeEvent.ERROR, event.episode_id, str(error))
-            return
-        self._recording = _Recording(writer, info, time.monotonic())
-        for topic in self._contract.topics:
-            if topic.name in self._latched:
-                self._write(topic, self._latched[topic.name])
-        self._say(EpisodeEvent.READY, event.episode_id)
 
-    def _open(self, folder: Path, info: EpisodeInfo) -> BagWriter:
-        if not info.episode_id or '/' in info.episode_id:
-            raise ValueError(f"'{info.episode_id}' cannot be the name of a bag folder")
+    def _open(self, info: EpisodeInfo) -> BagWriter:
+        folder = self._folder(info.episode_id)
         folder.parent.mkdir(parents=True, exist_ok=True)
         free_mb = shutil.disk_usage(folder.parent).free // 2**20
         if free_mb < self.config.min_free_mb:
@@ -194,21 +223,17 @@ class RecorderNode(Node):
             )
         return BagWriter(folder, self._contract.topics, info, self.config.compression)
 
-    def _missing(self, recording: _Recording) -> dict[str, int]:
-        """Messages that STOP promises and that have not come, topic -> count."""
-        steps, counts = recording.stop.steps, recording.writer.counts
-        missing = {}
-        for topic in self._contract.topics:
-            if not topic.per_step:
-                continue
-            expected = steps if topic.role in ('image', 'policy_step') else steps + 1
-            if counts[topic.name] < expected:
-                missing[topic.name] = expected - counts[topic.name]
-        return missing
+    def _folder(self, episode_id: str) -> Path:
+        if not episode_id or episode_id.startswith('.') or '/' in episode_id:
+            raise ValueError(
+                f"episode_id '{episode_id}' cannot be the name of a bag folder; expected a name "
+                "without '/' that does not begin with a dot"
+            )
+        return Path(self.config.output_dir) / episode_id
 
     def _finish_when_drained(self) -> None:
         recording = self._recording
-        missing = self._missing(recording)
+        missing = self._contract.missing_messages(recording.writer.counts, recording.stop.steps)
         late = time.monotonic() - recording.stopped_at > self.config.drain_timeout_s
         if missing and not late:
             return
@@ -272,8 +297,8 @@ class RecorderNode(Node):
     def _label(
         self, request: LabelEpisode.Request, response: LabelEpisode.Response
     ) -> LabelEpisode.Response:
-        bag = Path(self.config.output_dir) / request.episode_id
         try:
+            bag = self._folder(request.episode_id)
             append_label(bag, request.outcome, request.reason, request.labeller)
         except (ValueError, OSError) as error:
             response.success, response.message = False, str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,7 @@ from pathlib import Path
 def code_version() -> str:
     """Return `git describe` of the source tree, or the installed package's version."""
     here = Path(__file__).resolve().parents[2]
-    if (here / '.git').exists():
+    if (here / '.git').exists() and shutil.which('git'):
         done = subprocess.run(
             ['git', '-C', str(here), 'describe', '--always', '--dirty', '--tags'],
             capture_output=True,

@@ -57,7 +57,7 @@ class IterateConfig:
     tpo: str = 'config/train/tpo_tiny.yaml'
     seed: int = 0
     workers: int = 0
-    contract: str = 'libero'
+    contract: str = ''  # name or file; empty: the one beside the policy
     rendering: str = 'auto'
     unnorm_key: str = ''
     max_steps: int = 0

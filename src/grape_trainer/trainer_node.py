@@ -4,8 +4,8 @@
 
 On EpisodeEvent RECORDED the trial's reward terms go to `trial_score` (std_msgs/String, JSON) and
 into OUT_DIR/scores.csv. `~/update` (std_srvs/Trigger) answers at once; behind it the acting
-adapter's trials are paired, an adapter is trained by TPO and switched into the policy node, and the
-result goes to `~/update_result` (JSON). Both are done on one thread, so that the node goes on
+adapter's trials are paired, an adapter is trained by TPO and switched into the policy node, and
+the result goes to `~/update_result` (JSON). Both are done on one thread, so that the node goes on
 spinning.
 """
 
@@ -87,7 +87,8 @@ class TrainerNode(Node):
         self._tpo = TpoConfig.load(self.config.tpo) if self.config.tpo else TpoConfig()
         self._out = Path(self.config.out_dir)
         self._adapter = Path(self.config.adapter) if self.config.adapter else None
-        self._updates = 0
+        # Of earlier runs of the node too: their folders are kept.
+        self._updates = len(list(self._out.glob('update_*/tpo/result.json')))
         self._scored = 0
         self._problem = ''
         self._updating = threading.Event()
@@ -187,8 +188,8 @@ class TrainerNode(Node):
         future.add_done_callback(lambda _: answered.set())
         if not answered.wait(LOAD_TIMEOUT_S):
             raise RuntimeError(
-                f'policy_node/load_adapter gave no answer in {LOAD_TIMEOUT_S:.0f} s; is the policy '
-                f'node running? The adapter is in {adapter}.'
+                f'policy_node/load_adapter gave no answer in {LOAD_TIMEOUT_S:.0f} s; is the '
+                f'policy node running? The adapter is in {adapter}.'
             )
         answer = future.result()
         if not answer.success:
