@@ -208,7 +208,7 @@ def test_flipped_bit_anywhere_in_the_messages_is_an_error(bag):
     sound = file.read_bytes()
     with file.open('rb') as stream:
         [chunk] = make_reader(stream).get_summary().chunk_indexes
-    first = chunk.chunk_start_offset + 57  # behind the chunk's own lengths and times
+    first = chunk.chunk_start_offset + 58  # behind the chunk's header and zstd's flags
     last = chunk.chunk_start_offset + chunk.chunk_length
     for place in [*range(first, last, chunk.chunk_length // 20), last - 1]:
         file.write_bytes(sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :])

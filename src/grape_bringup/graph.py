@@ -313,13 +313,15 @@ class Graph:
         self._client.spin_while(alive_and)
 
     def _bag_of_broken_episode(self, episode_id: str) -> Path | None:
-        """Give the recorder the time to notice and to close the bag."""
+        """End the bridge and give the recorder the time to notice and to close the bag."""
         recorder = self._processes.get('recorder_node')
+        if recorder is None or recorder.returncode is not None:
+            return None
+        self._processes['bridge_node'].interrupt()
         recorded, deadline = self._client.recorded, time.monotonic() + ORPHANED_BAG_TIMEOUT_S
         self._client.spin_while(
             lambda: (
                 episode_id not in recorded
-                and recorder is not None
                 and recorder.returncode is None
                 and time.monotonic() < deadline
             )
