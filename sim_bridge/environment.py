@@ -97,7 +97,7 @@ class Environment(Protocol):
         """
 
     def step(self, action: np.ndarray) -> Observation:
-        """Apply (7,) float64 policy units: pose deltas in [-1, 1] and the gripper's opening 0..1."""
+        """Apply (7,) float64 policy units: pose deltas in [-1, 1], the gripper's opening 0..1."""
 
     def task_info(self) -> TaskInfo:
         """Describe the current task."""

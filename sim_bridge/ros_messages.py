@@ -6,10 +6,10 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Vector3
 from grape.msg import PolicyStep, SceneState
-from grape_episode.action import EndEffectorDelta, from_policy_units, to_policy_units
-from grape_episode.contract import ActionSpec, Contract
 from sensor_msgs.msg import Image, JointState
 
+from grape_episode.action import EndEffectorDelta, from_policy_units, to_policy_units
+from grape_episode.contract import ActionSpec, Contract
 from sim_bridge.environment import Observation
 
 

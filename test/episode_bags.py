@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from rosbags.rosbag2 import Reader
 
-from grape_episode.bag import write_episode
+from grape_episode.bag import read_info, write_episode
 from grape_episode.bag_writer import BagWriter
 from grape_episode.contract import Contract, load_contract
 from grape_episode.episode import Episode, EpisodeInfo, Event, Scene
@@ -96,8 +96,6 @@ def rewrite(bag: Path, edit) -> Path:
             (c.topic, c.msgtype, at, store.deserialize_cdr(data, c.msgtype))
             for c, at, data in reader.messages()
         ]
-    from grape_episode.bag import read_info
-
     info = read_info(bag)
     shutil.rmtree(bag)
     writer = BagWriter(bag, Contract.from_dict(info.contract).topics, info, 'zstd')

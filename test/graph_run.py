@@ -9,10 +9,11 @@ from pathlib import Path
 import psutil
 import torch
 import yaml
+from policy_tiny import tiny_checkpoint
+
 from grape_episode.contract import load_contract
 from grape_policy_node.engine import Engine
 from grape_policy_node.openvla.checkpoint import save_checkpoint
-from policy_tiny import tiny_checkpoint
 
 TASK = 'libero_object/0'
 CAMERA_PX = 64

@@ -8,6 +8,7 @@ from pathlib import Path
 import graph_run
 import pytest
 import yaml
+
 from grape_trainer.evaluation import parse_init_states, wilson_interval
 from grape_trainer.run_folder import read_metrics
 from grape_trainer.scoring.preference import read_pairs

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+
 from grape_trainer.iteration import IterateConfig, IterationError, run_iterations
 
 CONFIG = {

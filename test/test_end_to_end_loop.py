@@ -8,6 +8,7 @@ import graph_run
 import numpy as np
 import pytest
 import yaml
+
 from grape_bringup.graph import GraphSetup
 from grape_bringup.manifest import read_manifest
 from grape_bringup.pool import Pool

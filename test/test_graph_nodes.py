@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import graph_run
 import numpy as np
 import pytest
+
 from grape_bringup.graph import EpisodeRequest, Graph, GraphError, GraphSetup
 from grape_episode.bag import read_episode, read_info
 from grape_episode.outcome import Outcome

@@ -4,8 +4,11 @@ import json
 import threading
 
 import pytest
+from episode_bags import make_bag
+
 from grape_bringup import pool as pool_module
-from grape_bringup.graph import EpisodeRequest, EpisodeResult, GraphSetup
+from grape_bringup.bag_names import free_bag_name
+from grape_bringup.graph import EpisodeResult, GraphSetup
 from grape_bringup.interruption import Interrupted
 from grape_bringup.manifest import FILE, ManifestError, read_manifest
 from grape_bringup.pool import MAX_ERRORS_IN_A_ROW, Pool, PoolError
@@ -168,3 +171,39 @@ def test_the_expert_tries_other_grasps_until_one_succeeds(graphs, tmp_path):
     graphs.played.clear()
     assert play(tmp_path, asked, follow_up=next_attempt(asked, 0)) == records
     assert graphs.played == []
+
+
+def test_several_demonstrations_of_a_state_each_have_their_own_attempts(graphs, tmp_path):
+    """Trial numbers do not meet, and the same command goes on with the same ones."""
+    asked = demo_requests([('libero_object/0', 0)], 0, 0.25, trials=2)
+    names = [f'libero_object_0-i00-t{number}-s0' for number in range(8)]
+    graphs.answers |= {names[1]: [Outcome.SUCCESS], names[6]: [Outcome.SUCCESS]}
+    records = play(tmp_path, asked, follow_up=next_attempt(asked, 0))
+    assert sorted(r.episode_id for r in records) == [*names[:2], *names[4:7]]
+    assert len({r.asked['seed'] for r in records}) == len(records)
+    assert [str(r.outcome) for r in records].count('success') == 2
+    graphs.played.clear()
+    assert len(play(tmp_path, asked, follow_up=next_attempt(asked, 0))) == 5
+    assert graphs.played == []
+
+
+def test_what_a_stopped_run_left_is_moved_aside_not_deleted(tmp_path):
+    """Its episode is played again, and would be in the folder twice."""
+    for content in ('first', 'second'):
+        bag = tmp_path / 'bags' / 'x'
+        bag.mkdir(parents=True)
+        (bag / 'x.mcap').write_text(content)
+        assert free_bag_name(tmp_path / 'bags', 'x') == 'x' and not bag.exists()
+    kept = sorted(path.read_text() for path in (tmp_path / 'discarded').glob('*/x.mcap'))
+    assert kept == ['first', 'second']
+
+
+@pytest.mark.parametrize(
+    ('outcome', 'name'),
+    [(Outcome.ERROR, '-r1'), (Outcome.INTERRUPTED, ''), (Outcome.SUCCESS, '')],
+)
+def test_only_the_bag_of_an_error_keeps_its_place(tmp_path, outcome, name):
+    """An error's bag says why; a trial that the manifest lacks must not be scored twice."""
+    bag = make_bag(tmp_path / 'bags', 'x', outcome=outcome)
+    assert free_bag_name(tmp_path / 'bags', 'x') == f'x{name}'
+    assert bag.is_dir() == (outcome == Outcome.ERROR)

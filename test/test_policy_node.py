@@ -46,13 +46,13 @@ class Graph:
     def __init__(self, rclpy, parameters):
         from grape.msg import EpisodeEvent, PolicyStep
         from grape.srv import LoadAdapter
-        from grape_episode.contract import load_contract
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.parameter import Parameter
         from sensor_msgs.msg import Image
         from std_msgs.msg import String
 
-        from grape_policy_node.messages import qos_profile
+        from grape_episode.contract import load_contract
+        from grape_episode.ros_qos import qos_profile
         from grape_policy_node.policy_node import PolicyNode
 
         self.contract = load_contract('libero')

@@ -60,7 +60,10 @@ Rendering = Annotated[
     str, typer.Option('--rendering', help='auto (stock where there is a GPU), fast or stock.')
 ]
 ContractName = Annotated[
-    str, typer.Option('--contract', help='Name in config/contract/, or a YAML file; empty: the one beside the policy.')
+    str,
+    typer.Option(
+        '--contract', help="Name in config/contract/, or a YAML; empty: the policy's own."
+    ),
 ]
 UnnormKey = Annotated[
     str, typer.Option('--unnorm-key', help='Which action statistics; empty: the only ones.')

@@ -38,7 +38,8 @@ def demos(
     out: Out,
     noise: Annotated[
         float, typer.Option(min=0.0, help='Standard deviation added to the executed action.')
-    ] = 0.15,
+    ] = 0.25,
+    trials: Annotated[int, typer.Option(min=1, help='Demonstrations an initial state.')] = 1,
     seed: Seed = 0,
     workers: Workers = 0,
     max_steps: MaxSteps = 0,
@@ -46,7 +47,7 @@ def demos(
     contract: ContractName = 'libero',
     resume: Resume = True,
 ) -> None:
-    """Record demonstrations of the scripted expert; up to four attempts an initial state.
+    """Record demonstrations of the scripted expert; up to four attempts for each.
 
     Failed attempts stay in the folder, marked as such; `grape train sft` leaves them out.
     """
@@ -57,13 +58,13 @@ def demos(
 
     require_new(out, resume, HELD)
     cells = check_cells(task, parse_init_states(init_states))
-    requests = demo_requests(cells, seed, noise, max_steps)
+    requests = demo_requests(cells, seed, noise, max_steps, trials)
     setup = GraphSetup(None, contract=contract, rendering=rendering)
     with EpisodeBar('demos') as bar, Pool(setup, out / 'logs', workers) as pool:
         by = played_by(contract, rendering)
         records = pool.run(requests, out, by, None, bar.update, next_attempt(requests, seed))
-    solved = {(r.task, r.init_state) for r in records if r.outcome == 'success'}
-    missing = sorted(set(cells) - solved)
+    solved = [(r.task, r.init_state) for r in records if r.outcome == 'success']
+    missing = sorted(set(cells) - set(solved))
     console.print(f'{out}: {len(solved)} demonstrations of {len(cells)} initial states')
     if missing:
         shown = ', '.join(f'{name} {state}' for name, state in missing[:10])

@@ -10,17 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from grape_bringup.bag_names import free_bag_name
 from grape_bringup.graph import EpisodeRequest, EpisodeResult, Graph, GraphSetup
 from grape_bringup.interruption import Interrupted
 from grape_bringup.manifest import EpisodeRecord, Manifest
-from grape_episode.bag import METADATA, BagError, read_info
 from grape_episode.outcome import Outcome
 
 GIB_A_WORKER = 3.0  # simulator 2, policy node 0.7, recorder 0.1
@@ -192,7 +191,8 @@ class _Run:
         for request, record in found:
             if record is None:
                 self.outstanding += 1
-                self.schedule.put(_Item(request, _bag_name(self.manifest.folder, request)))
+                name = free_bag_name(self.manifest.folder, request.episode_id)
+                self.schedule.put(_Item(request, name))
         for _, record in found:
             if record is not None:
                 self._done(record)
@@ -229,7 +229,7 @@ class _Run:
                     f'the last: {result.detail}'
                 )
             if item.plays < PLAYS:
-                item.name = _bag_name(self.manifest.folder, item.request)
+                item.name = free_bag_name(self.manifest.folder, item.request.episode_id)
                 self.schedule.put(item)
                 return
         else:
@@ -302,26 +302,3 @@ def _available_gib() -> float:
         if line.startswith('MemAvailable:'):
             return int(line.split()[1]) / 2**20
     raise PoolError('/proc/meminfo has no MemAvailable; give the number of workers: --workers')
-
-
-def _bag_name(folder: Path, request: EpisodeRequest) -> str:
-    """Return the request's id, or with -r1, -r2 ... where an errored episode has that name.
-
-    What a killed or cancelled run left half-recorded is replaced: it will be played again.
-    """
-    name, number = request.episode_id, 0
-    while (folder / name).exists():
-        if _is_unfinished(folder / name):
-            log.info('%s was not finished and is played again', folder / name)
-            shutil.rmtree(folder / name)
-        else:
-            number += 1
-            name = f'{request.episode_id}-r{number}'
-    return name
-
-
-def _is_unfinished(bag: Path) -> bool:
-    try:
-        return read_info(bag).outcome == Outcome.INTERRUPTED
-    except BagError:
-        return not (bag / METADATA).is_file()

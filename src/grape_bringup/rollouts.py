@@ -64,12 +64,20 @@ def trial_requests(
 
 
 def demo_requests(
-    cells: Sequence[tuple[str, int]], run_seed: int, noise: float, max_steps: int = 0
+    cells: Sequence[tuple[str, int]],
+    run_seed: int,
+    noise: float,
+    max_steps: int = 0,
+    trials: int = 1,
 ) -> list[EpisodeRequest]:
-    """Return the expert's first attempt for each (task, initial state)."""
+    """Return the expert's first attempts, `trials` for each (task, initial state).
+
+    A demonstration may take EXPERT_ATTEMPTS, each with a trial number of its own.
+    """
+    numbers = trials * EXPERT_ATTEMPTS
     return [
         replace(request, controller='expert', action_noise=noise)
-        for request in trial_requests(cells, 1, run_seed, 0.0, max_steps)
+        for request in trial_requests(cells, numbers, run_seed, 0.0, max_steps)[::EXPERT_ATTEMPTS]
     ]
 
 
@@ -77,21 +85,35 @@ def next_attempt(
     requests: Sequence[EpisodeRequest], run_seed: int
 ) -> Callable[[EpisodeRecord], EpisodeRequest | None]:
     """Return a pool's follow-up: after a failure, the expert's next attempt."""
-    first = {(request.task, request.init_state): request for request in requests}
+    begun = {  # any attempt's episode -> the first attempt and its trial number
+        request.episode_id: (request, EXPERT_ATTEMPTS * demonstration)
+        for same in _by_cell(requests).values()
+        for demonstration, request in enumerate(same)
+    }
 
     def follow_up(record: EpisodeRecord) -> EpisodeRequest | None:
         attempt = int(record.asked['expert_attempt']) + 1
         if record.outcome != Outcome.FAILURE or attempt >= EXPERT_ATTEMPTS:
             return None
-        task, state = record.task, record.init_state
-        return replace(
-            first[task, state],
-            episode_id=episode_name(run_seed, task, state, attempt),
-            seed=episode_seed(run_seed, task, state, attempt),
+        first, number = begun[record.episode_id]
+        task, state, trial = record.task, record.init_state, number + attempt
+        following = replace(
+            first,
+            episode_id=episode_name(run_seed, task, state, trial),
+            seed=episode_seed(run_seed, task, state, trial),
             expert_attempt=attempt,
         )
+        begun[following.episode_id] = (first, number)
+        return following
 
     return follow_up
+
+
+def _by_cell(requests: Sequence[EpisodeRequest]) -> dict[tuple[str, int], list[EpisodeRequest]]:
+    cells: dict[tuple[str, int], list[EpisodeRequest]] = {}
+    for request in requests:
+        cells.setdefault((request.task, request.init_state), []).append(request)
+    return cells
 
 
 def check_cells(tasks: Sequence[str], init_states: Sequence[int]) -> list[tuple[str, int]]:

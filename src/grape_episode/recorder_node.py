@@ -16,20 +16,25 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import rclpy
 from grape.msg import EpisodeEvent, PolicyStep, SceneState
 from grape.srv import LabelEpisode
-from rclpy.executors import ExternalShutdownException
+from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
+from rclpy.signals import SignalHandlerOptions
 
 from grape_episode.bag_writer import COMPRESSIONS, BagWriter
-from grape_episode.contract import Contract, ContractError, TopicSpec, load_contract
+from grape_episode.contract import Contract, TopicSpec, load_contract
 from grape_episode.episode import EpisodeInfo, config_of
 from grape_episode.label import append_label
 from grape_episode.outcome import Outcome
 from grape_episode.ros_qos import qos_profile
+from grape_episode.ros_signals import stop_on_signal
 from grape_episode.version import code_version
 
 SOURCE = 'recorder'
@@ -94,8 +99,14 @@ class _Recording:
 class RecorderNode(Node):
     """Subscribes to the contract's topics and writes what belongs to an episode."""
 
-    def __init__(self) -> None:
-        super().__init__('recorder_node')
+    def __init__(self, **options: Any) -> None:
+        """Declare the parameters and subscribe; `options` are rclpy's own.
+
+        Raises:
+            ValueError: a parameter, or the contract, cannot be used.
+
+        """
+        super().__init__('recorder_node', **options)
         defaults = {n: f.default for n, f in RecorderConfig.__dataclass_fields__.items()}
         values = {n: self.declare_parameter(n, value).value for n, value in defaults.items()}
         self.config = RecorderConfig(**values)
@@ -114,10 +125,11 @@ class RecorderNode(Node):
         self.create_timer(TICK_S, self._tick)
         self.get_logger().info(f'recording to {self.config.output_dir}')
 
-    def finish_on_shutdown(self) -> None:
-        """Close an open bag as interrupted."""
+    def finish_on_stop(self) -> None:
+        """Close an open bag as interrupted, and say so."""
         if self._recording is not None:
             self._finish(Outcome.INTERRUPTED, 'the recorder was stopped')
+            self._publisher.wait_for_all_acked(Duration(seconds=1))
 
     def _subscribe(self, topic: TopicSpec) -> None:
         package, _, name = topic.type.split('/')
@@ -288,8 +300,6 @@ class RecorderNode(Node):
             self._finish(Outcome.ERROR, f'no message for {silence:.0f} s')
 
     def _say(self, kind: int, episode_id: str, detail: str = '') -> None:
-        if not self.context.ok():
-            return
         event = EpisodeEvent(kind=kind, source=SOURCE, episode_id=episode_id, detail=detail)
         event.header.stamp = self.get_clock().now().to_msg()
         self._publisher.publish(event)
@@ -309,19 +319,22 @@ class RecorderNode(Node):
 
 def main() -> None:
     """Run the node until it is told to stop."""
-    rclpy.init()
+    stop = stop_on_signal()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = RecorderNode()
-    except (ValueError, OSError, ContractError) as error:
+    except (ValueError, OSError, ParameterException) as error:
         rclpy.logging.get_logger('recorder_node').error(str(error))
         rclpy.try_shutdown()
         sys.exit(1)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
     try:
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=TICK_S)
     finally:
-        node.finish_on_shutdown()
+        node.finish_on_stop()
+        executor.shutdown()
         rclpy.try_shutdown()
 
 

@@ -10,8 +10,6 @@ import torch
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Vector3
 from grape.msg import EpisodeEvent, PolicyStep
-from grape_episode.contract import TopicSpec
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from grape_policy_node.engine import Prediction
@@ -62,16 +60,6 @@ class RunningEpisode:
             temperature=float(event.temperature),
             generator=torch.Generator().manual_seed(int(event.seed)),
         )
-
-
-def qos_profile(topic: TopicSpec) -> QoSProfile:
-    """Quality of service as the contract says it."""
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=topic.depth,
-        reliability=ReliabilityPolicy[str(topic.reliability).upper()],
-        durability=DurabilityPolicy[str(topic.durability).upper()],
-    )
 
 
 def image_array(message: Image, encoding: str) -> np.ndarray:

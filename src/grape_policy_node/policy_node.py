@@ -24,13 +24,14 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from grape.msg import EpisodeEvent, PolicyStep
 from grape.srv import LoadAdapter
-from grape_episode.action import from_policy_units
-from grape_episode.contract import Contract, TopicSpec, load_contract
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from grape_episode.action import from_policy_units
+from grape_episode.contract import Contract, TopicSpec, load_contract
+from grape_episode.ros_qos import qos_profile
 from grape_policy_node import messages
 from grape_policy_node.adapters import BASE
 from grape_policy_node.engine import Engine
@@ -171,7 +172,7 @@ class PolicyNode(LifecycleNode):
         )
         self._entities = [
             (self.destroy_subscription, self.create_subscription(
-                kind, topic.name, callback, messages.qos_profile(topic)
+                kind, topic.name, callback, qos_profile(topic)
             ))
             for kind, topic, callback in listen
         ]  # fmt: skip
@@ -353,7 +354,7 @@ class PolicyNode(LifecycleNode):
 
 
 def _name_and_qos(topic: TopicSpec) -> tuple:
-    return topic.name, messages.qos_profile(topic)
+    return topic.name, qos_profile(topic)
 
 
 def main(args: list[str] | None = None) -> int:

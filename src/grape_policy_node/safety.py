@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+
 from grape_episode.action import EndEffectorDelta
 
 TOLERANCE = 1e-6  # relative; a bound met up to rounding is kept, not clamped

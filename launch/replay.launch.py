@@ -1,0 +1,61 @@
+"""Score a recorded episode from its replayed topics, as if it happened now.
+
+ros2 launch grape replay.launch.py bag:=runs/demo/round_1/bags/libero_object_0-i00-t0-s1
+
+The player sends the episode's START, steps and STOP; the recorder records them anew into
+output_dir, and the trainer node scores that and publishes the terms on trial_score.
+"""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, ExecuteProcess
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+ARGUMENTS = {
+    'bag': (None, 'bag folder of one episode'),
+    'contract': (
+        'libero',
+        'name in config/contract/ or a YAML file: the one it was recorded under',
+    ),
+    'objective': ('completion', 'completion, safety, efficiency or a YAML file'),
+    'output_dir': ('replayed', 'folder for the bag that is recorded anew'),
+    'out_dir': ('replayed_scores', 'folder for scores.csv'),
+    'rate': ('1.0', 'speed of the replay'),
+    'delay': ('3.0', 'seconds before the first message, so that the nodes are there'),
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Start the nodes and the player."""
+    arguments = [
+        DeclareLaunchArgument(name, description=text)
+        if default is None
+        else DeclareLaunchArgument(name, default_value=default, description=text)
+        for name, (default, text) in ARGUMENTS.items()
+    ]
+    value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
+    recorder = Node(
+        package='grape',
+        executable='recorder_node',
+        name='recorder_node',
+        output='screen',
+        parameters=[{name: value[name] for name in ('contract', 'output_dir')}],
+    )
+    trainer = Node(
+        package='grape',
+        executable='trainer_node',
+        name='trainer_node',
+        output='screen',
+        parameters=[
+            {name: value[name] for name in ('contract', 'objective', 'out_dir')}
+            | {'bags_dir': value['output_dir']}
+        ],
+    )
+    play = ExecuteProcess(
+        cmd=[
+            'ros2', 'bag', 'play', value['bag'],
+            '--rate', value['rate'], '--delay', value['delay'],
+        ],
+        output='screen',
+    )  # fmt: skip
+    return LaunchDescription([*arguments, recorder, trainer, play])

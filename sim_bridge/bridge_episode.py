@@ -1,0 +1,286 @@
+"""One episode over ROS: START, READY, control steps, STOP, RECORDED.
+
+    reset, START, READY of all, then for each control step: observation, PolicyStep with its stamp,
+    simulator step; at success, limit, error or cancel: the last state, STOP, RECORDED.
+
+Whatever goes wrong here, the episode ends with outcome `error` and a text, never as a failure of
+the policy, and every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from grape.action import RunEpisode
+from grape.msg import EpisodeEvent
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from grape_episode.outcome import Outcome
+from sim_bridge import ros_messages
+from sim_bridge.bridge_topics import SOURCE, BridgeTopics
+from sim_bridge.environment import Environment, SimulatorError, UnknownTaskError
+from sim_bridge.expert import Expert
+from sim_bridge.rollout import ActuationNoise
+
+FEEDBACK_EVERY = 10  # steps
+CONTROLLERS = ('policy', 'expert')
+MODES = ('lockstep', 'realtime')
+POLL_S = 0.1
+PRESENCE_PERIOD_S = 1.0
+GOODBYE_S = 5.0  # how long a bridge that was told to stop waits for the recorder
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """How episodes are played; see bridge_node.BridgeConfig for the values."""
+
+    participants: tuple[str, ...]
+    mode: str
+    ready_timeout_s: float
+    step_timeout_s: float
+    recorded_timeout_s: float
+
+
+class EpisodeError(RuntimeError):
+    """The infrastructure failed; never a policy failure."""
+
+
+class CancelledError(RuntimeError):
+    """The goal was cancelled, or the node was told to stop."""
+
+
+class BridgeEpisode:
+    """Plays one goal; use `run` once, on the thread of the simulator."""
+
+    def __init__(
+        self,
+        goal: RunEpisode.Goal,
+        env: Environment,
+        topics: BridgeTopics,
+        settings: EpisodeSettings,
+        is_cancelled: Callable[[], bool],
+        stopping: threading.Event,
+        feedback: Callable[[int], None],
+        logger: RcutilsLogger,
+    ) -> None:
+        self._goal = goal
+        self._env = env
+        self._topics = topics
+        self._settings = settings
+        self._is_cancelled = is_cancelled
+        self._stopping = stopping
+        self._feedback = feedback
+        self._logger = logger
+        self._step = 0
+        self._opening = 1.0
+        self._ready: set[str] = set()
+        self._gone: set[str] = set()  # participants that failed or vanished
+        self._watched: set[str] = set()  # those that can be seen in the ROS graph
+        self._looked_at = 0.0
+        self._bag = ''
+        self._stopped = False
+
+    def run(self) -> RunEpisode.Result:
+        """Play it; errors are in the result."""
+        self._topics.forget()
+        try:
+            self._prepare()
+        except (UnknownTaskError, ValueError, SimulatorError, ImportError) as error:
+            return self._result(Outcome.ERROR, str(error))
+        except Exception as error:  # noqa: BLE001 - a simulator raises anything; the node lives on
+            return self._result(Outcome.ERROR, f'reset failed: {error!r}')
+        try:
+            self._start()
+            outcome, detail = self._play()
+        except CancelledError as error:
+            outcome, detail = Outcome.INTERRUPTED, str(error)
+        except (EpisodeError, SimulatorError) as error:
+            outcome, detail = Outcome.ERROR, str(error)
+        except Exception as error:  # noqa: BLE001 - as above
+            outcome, detail = Outcome.ERROR, f'the simulator failed: {error!r}'
+        self._stop(outcome, detail)
+        try:
+            self._wait_recorded()
+        except EpisodeError as error:
+            outcome, detail = Outcome.ERROR, f'{detail}; {error}' if detail else str(error)
+        return self._result(outcome, detail)
+
+    def _prepare(self) -> None:
+        """Reset; what is wrong with the goal shows here, before anybody hears of it."""
+        goal = self._goal
+        if goal.controller not in CONTROLLERS:
+            raise ValueError(
+                f"controller '{goal.controller}' is not one of: {', '.join(CONTROLLERS)}"
+            )
+        self._noise = ActuationNoise(goal.action_noise, goal.seed)
+        self._observation = self._env.reset(goal.task, goal.init_state, goal.seed)
+        is_expert = goal.controller == 'expert'
+        self._expert = Expert(self._env, goal.expert_attempt) if is_expert else None
+        self._limit = goal.max_steps or self._env.task_info().max_steps
+
+    def _start(self) -> None:
+        goal, info = self._goal, self._env.task_info()
+        instruction = goal.instruction or info.instruction
+        environment = asdict(info) | {
+            'suite_limit': info.max_steps,
+            'max_steps': self._limit,
+            'action_noise': goal.action_noise,
+            'expert_attempt': goal.expert_attempt,
+            'settings': self._env.describe(),
+        }
+        self._topics.instruct(instruction)
+        self._topics.event(
+            goal,
+            EpisodeEvent.START,
+            instruction=instruction,
+            config_json=json.dumps(environment),
+        )
+        needed = set(self._settings.participants)
+        if self._expert is not None:
+            needed.discard('policy')
+        deadline = time.monotonic() + self._settings.ready_timeout_s
+        while missing := sorted(needed - self._ready):
+            if time.monotonic() > deadline:
+                self._gone.update(missing)
+                raise EpisodeError(
+                    f'no READY from {", ".join(missing)} within '
+                    f'{self._settings.ready_timeout_s:g} s; is the node running and active?'
+                )
+            self._listen(POLL_S)
+        self._watched = {name for name in needed if _node(name) in self._topics.present()}
+
+    def _play(self) -> tuple[Outcome, str]:
+        began = time.monotonic()
+        while self._step < self._limit:
+            self._listen(0.0)
+            self._topics.observe(self._goal.episode_id, self._step, self._observation, True)
+            if self._expert is None:
+                action = self._wait_action(began)
+            else:
+                action = self._expert.action()
+                if action is None:
+                    return Outcome.FAILURE, 'the expert has done all it can'
+                self._topics.expert_step(self._goal.episode_id, self._step, action)
+            self._observation = self._env.step(self._noise(action))
+            self._step += 1
+            if self._step % FEEDBACK_EVERY == 0:
+                self._feedback(self._step)
+            if self._observation.scene.success:
+                return Outcome.SUCCESS, ''
+        return Outcome.FAILURE, f'not done within {self._limit} steps'
+
+    def _wait_action(self, began: float) -> np.ndarray:
+        """Return the (7,) action for this observation; in real time, hold when there is none."""
+        stamp = self._topics.stamp(self._step)
+        is_realtime = self._settings.mode == 'realtime'
+        deadline = time.monotonic() + self._settings.step_timeout_s
+        if is_realtime:
+            deadline = began + (self._step + 1) / self._topics.contract.control_rate_hz
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                message = self._topics.steps.get(timeout=max(0.0, min(left, POLL_S)))
+            except queue.Empty:
+                self._listen(0.0)
+                if left > 0:
+                    continue
+                if is_realtime:
+                    return np.array([0, 0, 0, 0, 0, 0, self._opening])
+                raise EpisodeError(
+                    f'no PolicyStep for step {self._step} within '
+                    f'{self._settings.step_timeout_s:g} s'
+                ) from None
+            if message.episode_id == self._goal.episode_id and message.header.stamp == stamp:
+                break
+        if is_realtime:
+            time.sleep(max(0.0, deadline - time.monotonic()))
+        self._opening = float(message.gripper_opening)
+        return ros_messages.action_of(message, self._topics.contract.action)
+
+    def _stop(self, outcome: Outcome, detail: str) -> None:
+        self._topics.observe(self._goal.episode_id, self._step, self._observation, False)
+        self._stopped = True
+        self._watched &= {'recorder'}  # what the policy does now changes nothing
+        self._topics.event(
+            self._goal, EpisodeEvent.STOP, outcome=str(outcome), steps=self._step, detail=detail
+        )
+
+    def _wait_recorded(self) -> None:
+        wait_s = self._settings.recorded_timeout_s
+        if self._stopping.is_set():
+            wait_s = min(wait_s, GOODBYE_S)
+        deadline = time.monotonic() + wait_s
+        while 'recorder' in self._settings.participants and not self._bag:
+            if 'recorder' in self._gone:  # which is the reason that `detail` gives already
+                return
+            if time.monotonic() > deadline:
+                raise EpisodeError(f'no RECORDED from the recorder within {wait_s:g} s')
+            self._take_event(POLL_S)
+            self._look_around()
+
+    def _listen(self, timeout_s: float) -> None:
+        """Take in what was said, at most `timeout_s` waiting for the first word.
+
+        Raises:
+            CancelledError: the goal was cancelled or the node is to stop.
+            EpisodeError: somebody can't go on, or is not there any more.
+
+        """
+        if self._stopping.is_set():
+            raise CancelledError('the bridge was stopped')
+        if self._is_cancelled():
+            raise CancelledError('cancelled')
+        while self._take_event(timeout_s):
+            timeout_s = 0.0
+        self._look_around()
+        if self._bag:
+            raise EpisodeError('the recorder closed the bag before the end of the episode')
+
+    def _take_event(self, timeout_s: float) -> bool:
+        """Handle the next event; False when none came."""
+        try:
+            event = self._topics.events.get(block=timeout_s > 0, timeout=timeout_s or None)
+        except queue.Empty:
+            return False
+        if event.episode_id == self._goal.episode_id and event.source != SOURCE:
+            if event.kind == EpisodeEvent.READY:
+                self._ready.add(event.source)
+            elif event.kind == EpisodeEvent.RECORDED:
+                self._bag = event.detail
+            elif event.kind == EpisodeEvent.ERROR and not self._is_over(event.source):
+                self._gone.add(event.source)
+                raise EpisodeError(f'{event.source}: {event.detail}')
+        return True
+
+    def _is_over(self, source: str) -> bool:
+        """Say whether the episode is over for this participant."""
+        return self._stopped and source != 'recorder'
+
+    def _look_around(self) -> None:
+        """Notice a participant that was killed; DDS forgets it after 5 s (config/fastdds.xml)."""
+        if not self._watched or time.monotonic() - self._looked_at < PRESENCE_PERIOD_S:
+            return
+        self._looked_at = time.monotonic()
+        present = self._topics.present()
+        lost = {name for name in self._watched - self._gone if _node(name) not in present}
+        if lost:
+            self._gone |= lost
+            names = ', '.join(map(_node, sorted(lost)))
+            raise EpisodeError(f'{names} is not there any more; look at its log')
+
+    def _result(self, outcome: Outcome, detail: str) -> RunEpisode.Result:
+        if outcome is Outcome.ERROR:
+            self._logger.error(f'{self._goal.episode_id}: {detail}')
+        return RunEpisode.Result(
+            outcome=str(outcome), steps=self._step, bag_path=self._bag, detail=detail
+        )
+
+
+def _node(participant: str) -> str:
+    return f'{participant}_node'
