@@ -4,8 +4,9 @@ It sees privileged state: the target's mesh and the goal region. Bowls, plates a
 grasped at the rim, anything else across its thinnest direction. Demonstrations should be easy to
 imitate from pictures, so the expert never stands still on purpose: it closes while it servoes to
 the grasp pose and lifts as soon as the fingers have closed. Its tolerance at the grasp is wider
-than the actuation noise; a narrower one made it wait there with open fingers, and a policy that
-learned from it waited for ever. Only a rim needs the narrow one: 9 mm beside it is a miss.
+than the actuation noise: a narrower one made it wait there with open fingers, and policies that
+learned from it waited for ever. Only a rim needs the narrow one, and the time that the fingers take
+to meet.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TRANSLATION_SCALE_M, ROTATION_SCALE_RAD = 0.05, 0.5  # of one unit of OSC_POSE
 GAIN = 1.6
 MAX_ROTATION_UNITS = 0.5
 OPEN, CLOSED = 1.0, 0.0
-CLOSING_STEPS, OPENING_STEPS = 6, 6
+OPENING_STEPS = 6
 CLEARANCE_M = 0.12
 RIM_OBJECTS = ('bowl', 'plate', 'frypan', 'mug')
 
@@ -46,17 +47,18 @@ ATTEMPTS = (
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """How close the hand must be above the grasp and at it, and how long it may try there."""
+class Approach:
+    """How close the hand must be above the grasp and at it, how long it may try, then closes."""
 
     above_m: float
     grasp_m: float
     turn_rad: float
     grasp_steps: int
+    closing_steps: int
 
 
-TOLERANCE = Tolerance(0.012, 0.009, 0.1, 20)
-RIM_TOLERANCE = Tolerance(0.006, 0.004, 0.05, 30)
+APPROACH = Approach(0.012, 0.009, 0.1, 20, 6)
+RIM_APPROACH = Approach(0.006, 0.004, 0.05, 30, 12)  # the fingers meet only at a thin rim
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,10 @@ class Expert:
         grasp = self._grasp(name, place[:2])
         up = np.array([0.0, 0.0, 1.0])
         yield from self._go(grasp, CLEARANCE_M * up, OPEN, 0.02, 60, 0.1)
-        near = RIM_TOLERANCE if _has_rim(name) else TOLERANCE
+        near = RIM_APPROACH if _has_rim(name) else APPROACH
         yield from self._go(grasp, 0.05 * up, OPEN, near.above_m, 30, near.turn_rad)
         yield from self._go(grasp, 0.0 * up, OPEN, near.grasp_m, near.grasp_steps, near.turn_rad)
-        yield from self._hold(grasp, CLOSED, CLOSING_STEPS)
+        yield from self._hold(grasp, CLOSED, near.closing_steps)
         bottom = self._extent(name)[0][2]
         carry_z = max(grasp.position_m[2], place[2] + grasp.position_m[2] - bottom) + 0.13
         lift = (carry_z - grasp.position_m[2]) * up

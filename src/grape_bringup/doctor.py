@@ -1,4 +1,4 @@
-"""`grape doctor`: is this machine able to run the graph, and if not, which command helps?
+"""`grape doctor`: say whether this machine can run the graph, and which command helps if not.
 
 Each check is a function that returns findings; none needs more than the standard library to be
 defined, so that the doctor also runs where nothing is installed. What could hang or crash

@@ -87,7 +87,7 @@ class Graph:
     """Nodes that play one episode after the other; a context manager."""
 
     def __init__(self, setup: GraphSetup, bags: Path, logs: Path) -> None:
-        """Claim a ROS domain; the nodes are started by the first episode, or by `start`.
+        """Prepare; the nodes are started by the first episode, or by `start`.
 
         Args:
             setup: of the nodes.
@@ -101,11 +101,10 @@ class Graph:
         self._adapter: Path | None = None  # that should act
         self._loaded: Path | None = None  # that does
         self._processes: dict[str, NodeProcess] = {}
-        self._stack = ExitStack()
-        self._domain = self._stack.enter_context(claim_domain_id())
-        self._client = GraphClient(self._domain, load_contract(setup.contract))
-        self._stack.callback(self._client.close)
-        self._stack.callback(self.stop)
+        self._contract = load_contract(setup.contract)
+        self._domain = 0
+        self._client: GraphClient | None = None
+        self._stack = ExitStack()  # the domain and the client
 
     def __enter__(self) -> Graph:
         """Return the graph itself."""
@@ -113,16 +112,12 @@ class Graph:
 
     def __exit__(self, *_: object) -> None:
         """End all nodes."""
-        self.close()
+        self.stop()
 
     @property
     def pids(self) -> dict[str, int]:
         """Process ids of the running nodes, by name."""
         return {name: process.pid for name, process in self._processes.items()}
-
-    def close(self) -> None:
-        """End all nodes and give the domain back."""
-        self._stack.close()
 
     def start(self, cancel: threading.Event | None = None) -> None:
         """Start what does not run and wait until it is ready.
@@ -134,6 +129,11 @@ class Graph:
         missing = [s for s in self._specs() if s.name not in self._processes]
         if not missing:
             return
+        if self._client is None:
+            # A domain of its own each time: of killed nodes others still believe that they live.
+            self._domain = self._stack.enter_context(claim_domain_id())
+            self._client = GraphClient(self._domain, self._contract)
+            self._stack.callback(self._client.close)
         environment = {**os.environ, **ros_environment(self._domain)}
         for spec in missing:
             self._processes[spec.name] = NodeProcess(spec, environment, self._logs)
@@ -146,12 +146,14 @@ class Graph:
             raise GraphError(f'The nodes cannot be started: {error}') from error
 
     def stop(self) -> None:
-        """End all nodes; the next episode starts them again."""
+        """End all nodes and give the domain back; the next episode starts them again."""
         for process in self._processes.values():
             process.interrupt()
         for process in self._processes.values():
             process.stop()
         self._processes.clear()
+        self._stack.close()
+        self._client = None
 
     def kill(self) -> None:
         """End all nodes at once, from any thread; whatever waits for them fails."""
@@ -207,7 +209,7 @@ class Graph:
             try:
                 return self._play(request, cancel)
             except _BrokenError as error:
-                bag = self._bag_of_broken_episode(request.episode_id)
+                bag = self._bag_of_broken_episode(request.episode_id, str(error))
                 self.stop()
                 log.error('%s: %s', request.episode_id, error)
                 return EpisodeResult(Outcome.ERROR, 0, bag, str(error))
@@ -312,12 +314,15 @@ class Graph:
 
         self._client.spin_while(alive_and)
 
-    def _bag_of_broken_episode(self, episode_id: str) -> Path | None:
-        """End the bridge and give the recorder the time to notice and to close the bag."""
-        recorder = self._processes.get('recorder_node')
-        if recorder is None or recorder.returncode is not None:
+    def _bag_of_broken_episode(self, episode_id: str, detail: str) -> Path | None:
+        """Have the bridge end the episode as an error, and the recorder close the bag.
+
+        A recorder without a bridge notices by itself that the pictures' publisher is gone.
+        """
+        recorder = self._processes['recorder_node']
+        if recorder.returncode is not None:
             return None
-        self._processes['bridge_node'].interrupt()
+        self._client.report_error(episode_id, detail)
         recorded, deadline = self._client.recorded, time.monotonic() + ORPHANED_BAG_TIMEOUT_S
         self._client.spin_while(
             lambda: (

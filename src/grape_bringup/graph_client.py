@@ -77,6 +77,7 @@ class GraphClient:
         self._node.create_subscription(
             EpisodeEvent, topic.name, self._on_event, qos_profile(topic)
         )
+        self._events = self._node.create_publisher(EpisodeEvent, topic.name, qos_profile(topic))
         self._recorded_kind = EpisodeEvent.RECORDED
 
     def close(self) -> None:
@@ -122,6 +123,16 @@ class GraphClient:
         return self._actions.send_goal_async(
             RunEpisode.Goal(**fields), feedback_callback=self._on_feedback
         )
+
+    def report_error(self, episode_id: str, detail: str) -> None:
+        """Say that an episode cannot go on; the bridge ends it."""
+        from grape.msg import EpisodeEvent
+
+        event = EpisodeEvent(
+            kind=EpisodeEvent.ERROR, source='operator', episode_id=episode_id, detail=detail
+        )
+        event.header.stamp = self._node.get_clock().now().to_msg()
+        self._events.publish(event)
 
     @contextmanager
     def listening(self, episode_id: str) -> Iterator[None]:

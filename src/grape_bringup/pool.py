@@ -74,7 +74,7 @@ class Pool:
     def close(self) -> None:
         """End all nodes, of all workers at the same time."""
         graphs = [graph for graph in self._graphs if graph is not None]
-        threads = [threading.Thread(target=graph.close) for graph in graphs]
+        threads = [threading.Thread(target=graph.stop) for graph in graphs]
         for thread in threads:
             thread.start()
         for thread in threads:
