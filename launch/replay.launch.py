@@ -10,6 +10,7 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 ARGUMENTS = {
     'bag': (None, 'bag folder of one episode'),
@@ -34,12 +35,14 @@ def generate_launch_description() -> LaunchDescription:
         for name, (default, text) in ARGUMENTS.items()
     ]
     value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
+    # As text: a folder called 2025 would arrive as a number, which the node refuses.
+    text = {name: ParameterValue(value[name], value_type=str) for name in ARGUMENTS}
     recorder = Node(
         package='grape',
         executable='recorder_node',
         name='recorder_node',
         output='screen',
-        parameters=[{name: value[name] for name in ('contract', 'output_dir')}],
+        parameters=[{name: text[name] for name in ('contract', 'output_dir')}],
     )
     trainer = Node(
         package='grape',
@@ -47,8 +50,8 @@ def generate_launch_description() -> LaunchDescription:
         name='trainer_node',
         output='screen',
         parameters=[
-            {name: value[name] for name in ('contract', 'objective', 'out_dir')}
-            | {'bags_dir': value['output_dir']}
+            {name: text[name] for name in ('contract', 'objective', 'out_dir')}
+            | {'bags_dir': text['output_dir']}
         ],
     )
     play = ExecuteProcess(

@@ -1,16 +1,17 @@
 """A policy in simulation: bridge, recorder and policy node; play episodes with RunEpisode.
 
-ros2 launch grape sim.launch.py policy:=models/grape_tiny
+ros2 launch grape sim.launch.py policy:=models/grape_tiny contract:=models/grape_tiny/contract.yaml
 ros2 action send_goal /run_episode grape/action/RunEpisode
     "{task: libero_object/0, controller: policy, episode_id: first}"
 """
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, EmitEvent, GroupAction, RegisterEventHandler
+from launch.actions import DeclareLaunchArgument, EmitEvent, RegisterEventHandler
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node, PushRosNamespace
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 ARGUMENTS = {
     'policy': (None, 'policy folder (OpenVLA layout)'),
@@ -32,15 +33,10 @@ def generate_launch_description() -> LaunchDescription:
         else DeclareLaunchArgument(name, default_value=default, description=text)
         for name, (default, text) in ARGUMENTS.items()
     ]
-    value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
     nodes = [
-        _node('bridge_node', {n: value[n] for n in ('contract', 'rendering', 'mode')}),
-        _node('recorder_node', {n: value[n] for n in ('contract', 'output_dir')}),
-        _node(
-            'policy_node',
-            {n: value[n] for n in ('policy', 'adapter', 'contract', 'device')}
-            | {'autostart': True},
-        ),
+        _node('bridge_node', 'contract', 'rendering', 'mode'),
+        _node('recorder_node', 'contract', 'output_dir'),
+        _node('policy_node', 'policy', 'adapter', 'contract', 'device', autostart=True),
     ]
     stop = [
         RegisterEventHandler(
@@ -48,15 +44,20 @@ def generate_launch_description() -> LaunchDescription:
         )
         for node in nodes
     ]
-    group = GroupAction([PushRosNamespace(value['namespace']), *nodes])
-    return LaunchDescription([*arguments, *stop, group])
+    return LaunchDescription([*arguments, *stop, *nodes])
 
 
-def _node(executable: str, parameters: dict) -> Node:
+def _node(executable: str, *arguments: str, **fixed: bool) -> Node:
+    """Start the executable with the launch arguments as its parameters of the same names."""
+    # As text: a folder called 2025 would arrive as a number, which the node refuses.
+    parameters = {
+        name: ParameterValue(LaunchConfiguration(name), value_type=str) for name in arguments
+    }
     return Node(
         package='grape',
         executable=executable,
         name=executable,
+        namespace=LaunchConfiguration('namespace'),
         output='screen',
-        parameters=[parameters],
+        parameters=[parameters | fixed],
     )

@@ -1,6 +1,7 @@
 """Simulation as in sim.launch.py, and a trainer node that scores each trial when it is recorded.
 
 ros2 launch grape train.launch.py policy:=models/grape_tiny
+    contract:=models/grape_tiny/contract.yaml
 ros2 service call /trainer_node/update std_srvs/srv/Trigger
 """
 
@@ -9,6 +10,7 @@ from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 OWN = {
@@ -21,6 +23,7 @@ SHARED = {
     'adapter': ('', 'LoRA adapter folder; empty: the base policy'),
     'contract': ('libero', 'name in config/contract/ or a YAML file'),
     'output_dir': ('bags', 'folder for the bags, one an episode'),
+    'namespace': ('', 'of all nodes and topics'),
 }
 
 
@@ -32,22 +35,24 @@ def generate_launch_description() -> LaunchDescription:
         else DeclareLaunchArgument(name, default_value=default, description=text)
         for name, (default, text) in (SHARED | OWN).items()
     ]
-    value = {name: LaunchConfiguration(name) for name in SHARED | OWN}
     simulation = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(
             PathJoinSubstitution([FindPackageShare('grape'), 'launch', 'sim.launch.py'])
         ),
-        launch_arguments=[(name, value[name]) for name in SHARED],
+        launch_arguments=[(name, LaunchConfiguration(name)) for name in SHARED],
     )
+    names = ('policy', 'adapter', 'contract', 'objective', 'tpo', 'out_dir')
     trainer = Node(
         package='grape',
         executable='trainer_node',
         name='trainer_node',
+        namespace=LaunchConfiguration('namespace'),
         output='screen',
-        parameters=[
-            {name: value[name] for name in ('policy', 'adapter', 'contract', 'out_dir')}
-            | {name: value[name] for name in ('objective', 'tpo')}
-            | {'bags_dir': value['output_dir']}
-        ],
+        parameters=[{name: _text(name) for name in names} | {'bags_dir': _text('output_dir')}],
     )
     return LaunchDescription([*arguments, simulation, trainer])
+
+
+def _text(argument: str) -> ParameterValue:
+    """Pass a launch argument on as text, even where it reads like a number."""
+    return ParameterValue(LaunchConfiguration(argument), value_type=str)

@@ -62,6 +62,7 @@ class LiberoEnvironment:
             raise SimulatorError('step was called before reset.')
         if not np.isfinite(action).all():
             raise SimulatorError(f'the action is not finite: {action}.')
+        self._make_current()
         raw, *_ = self._env.step(_libero_action(action))
         return self._observation(raw)
 
@@ -94,6 +95,7 @@ class LiberoEnvironment:
     def close(self) -> None:
         """Release the simulator and its 2 GB."""
         if self._env is not None:
+            self._make_current()
             self._env.close()
             self._env, self._task, self.scene = None, None, None
             gc.collect()
@@ -126,7 +128,17 @@ class LiberoEnvironment:
         self._task = task
         self.scene = LiberoScene(self._env)
 
+    def _make_current(self) -> None:
+        """Take OpenGL over: robosuite draws into, and frees in, whichever context is current.
+
+        Two environments in one process would spoil each other's pictures without an error.
+        """
+        context = self._env.sim._render_context_offscreen
+        if context is not None:
+            context.gl_ctx.make_current()
+
     def _begin(self, init_state: int) -> Observation:
+        self._make_current()
         self._env.seed(ENVIRONMENT_SEED)
         self._env.reset()
         gripper = self._env.robots[0].gripper

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from grape_episode.bag import read_episode
 from safetensors.torch import load_file
 
+from grape_episode.bag import read_episode
 from grape_policy_node.engine import Engine, Observation
 from grape_trainer.dataset import DataError
 from grape_trainer.run_folder import read_metrics

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from grape_episode.action import EndEffectorDelta
 
+from grape_episode.action import EndEffectorDelta
 from grape_policy_node.safety import Bounds, Verdict, gate
 
 BOUNDS = Bounds(max_translation_m=0.05, max_rotation_rad=0.5, max_image_age_s=0.2)

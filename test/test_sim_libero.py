@@ -15,8 +15,8 @@ pytestmark = pytest.mark.sim
 
 TASK = 'libero_object/0'
 # Measured with mujoco 3.3.2 and robosuite 1.4.0, initial state 0, settled, fast rendering.
-TARGET_M = (0.0, 0.0, 0.0)
-MEAN_COLOUR = (0.0, 0.0, 0.0)
+TARGET_M = (0.4804, -0.2405, 0.0381)
+MEAN_COLOUR = (144.6, 138.5, 132.4)  # at 96 px
 
 
 @pytest.fixture(scope='module')

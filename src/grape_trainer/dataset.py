@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from grape_episode.bag import read_episode
-from grape_episode.episode import Episode
 from PIL import Image
 
+from grape_episode.bag import read_episode
+from grape_episode.episode import Episode
 from grape_policy_node.action_tokens import ACTION_DIMS
 from grape_policy_node.openvla.processor import PixelTransform
 from grape_trainer.scoring import preference

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from grape_episode.bag import find_bags, read_episode, read_info
 from grape_episode.contract import Contract
 from grape_episode.label import effective_outcome
 from grape_episode.outcome import Outcome
-
 from grape_trainer.dataset import DataError, policy_actions, resize_images
 from grape_trainer.learner import generator_for
 

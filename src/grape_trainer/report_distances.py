@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from grape_episode.episode import Episode
 
+from grape_episode.episode import Episode
 from grape_trainer.scoring.keypoint import track_from_scene
 from grape_trainer.scoring.objective import Objective
 from grape_trainer.scoring.stage import Roles, control_rate_hz, segment

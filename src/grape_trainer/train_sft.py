@@ -249,7 +249,10 @@ class _SftRun:
         logits = self._model.action_logits(pixels, data.input_ids(rows).to(device), ids).float()
         log_probs = logits.log_softmax(-1)
         # Decoding is among the action ids, and so is the accuracy.
-        first, stop = self._engine.action_tokenizer.first_id, self._engine.action_tokenizer.vocab_size
+        first, stop = (
+            self._engine.action_tokenizer.first_id,
+            self._engine.action_tokenizer.vocab_size,
+        )
         actions = log_probs[..., first:stop]
         chosen = log_probs.gather(-1, ids[..., None])[..., 0]
         loss, metrics = sft_loss(chosen, actions.argmax(-1) + first, ids)
