@@ -20,8 +20,9 @@ test: setup build/tools/play_launch
 
 # Reads the launch files in the tests, which say so and skip where it could not be installed.
 build/tools/play_launch: | setup
-	-@mkdir -p build && .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --target build/tools \
-		play-launch==0.16.0 >build/play-launch.log 2>&1 || echo 'play-launch: see build/play-launch.log'
+	-@mkdir -p build && .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps \
+		--target build/tools play-launch==0.16.0 >build/play-launch.log 2>&1 || \
+		echo 'play-launch was not installed: see build/play-launch.log'
 
 lint: setup
 	.venv/bin/ruff format --check $(wildcard $(PYTHON_FILES))

@@ -5,8 +5,8 @@ grasped at the rim, anything else across its thinnest direction. Demonstrations 
 imitate from pictures, so the expert never stands still on purpose: it closes while it servoes to
 the grasp pose and lifts as soon as the fingers have closed. Its tolerance at the grasp is wider
 than the actuation noise: a narrower one made it wait there with open fingers, and policies that
-learned from it waited for ever. Only a rim needs the narrow one, and the time that the fingers take
-to meet.
+learned from it waited for ever. Only a rim needs the narrow one, and the time that the fingers
+take to meet.
 """
 
 from __future__ import annotations

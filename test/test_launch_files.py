@@ -39,7 +39,7 @@ def python310_libraries():
 
 
 def make_prefix(prefix):
-    """An install prefix with what a launch file asks of the package: its share and its programs."""
+    """Make an install prefix with the share and the programs that a launch file asks for."""
     index = prefix / 'share/ament_index/resource_index/packages'
     index.mkdir(parents=True)
     (index / 'grape').touch()
@@ -64,7 +64,7 @@ def make_stand_ins(folder):
 
 @pytest.fixture(scope='module')
 def resolve(tmp_path_factory):
-    """Return resolve(file, **arguments) -> (the nodes it starts by name, what it said)."""
+    """A function of (file, **arguments): the nodes it starts by name, and what it said."""
     if not CHECKER.is_dir():
         pytest.skip('play-launch is not installed in build/tools: make test does it')
     if shutil.which('gcc') is None:
