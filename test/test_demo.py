@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import graph_run
+import numpy as np
 import pytest
 import yaml
 
@@ -46,7 +47,9 @@ def test_every_trial_is_recorded_scored_and_counted_once(run):
 def test_the_pairs_prefer_the_better_trial_and_the_policy_was_trained_on_them(run):
     pairs = read_pairs(run / 'round_1' / 'pairs.json').pairs
     assert pairs and all(pair.margin > 0 for pair in pairs)
-    assert read_metrics(run / 'round_1' / 'tpo')[0]['loss'] == pytest.approx(0.693, abs=0.2)
+    first = read_metrics(run / 'round_1' / 'tpo')[0]
+    assert first['rewards/margins'] == pytest.approx(0.0, abs=1e-3)  # it starts as its reference
+    assert np.isfinite(first['loss'])
 
 
 @pytest.mark.parametrize('folder', ['base', 'round_1'])

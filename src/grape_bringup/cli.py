@@ -6,6 +6,7 @@ LIBERO) is imported by the commands that use it.
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -50,6 +51,8 @@ def options(
 
 def main() -> None:
     """Run the command line."""
+    # A shell script's background job inherits an ignored SIGINT, and Python would keep it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with readable_errors():
         app()
 

@@ -113,6 +113,7 @@ class RecorderNode(Node):
         self._contract: Contract = load_contract(self.config.contract)
         self._recording: _Recording | None = None
         self._latched: dict[str, bytes] = {}
+        self._early: tuple[EpisodeEvent, bytes] | None = None
         self._events = self._contract.topic('episode_event')
         self._images = [t.name for t in self._contract.topics if t.role == 'image']
         self._publisher = self.create_publisher(
@@ -164,9 +165,15 @@ class RecorderNode(Node):
             self._start(event)
         recording = self._recording
         if recording is None or event.episode_id != recording.info.episode_id:
+            if event.kind == EpisodeEvent.READY:  # DDS keeps no order between START and it
+                self._early = (event, cdr)
             return
         self._write(self._events, cdr)
-        if event.kind == EpisodeEvent.READY and event.source == 'policy':
+        if event.kind == EpisodeEvent.START and self._early is not None:
+            early, self._early = self._early, None
+            if early[0].episode_id == event.episode_id:
+                self._handle_event(*early)
+        elif event.kind == EpisodeEvent.READY and event.source == 'policy':
             self._take_policy(event)
         elif event.kind == EpisodeEvent.STOP and self._recording is recording:
             self._take_stop(event)
