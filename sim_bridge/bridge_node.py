@@ -10,6 +10,7 @@ rclpy spins in another.
 
 from __future__ import annotations
 
+import json
 import queue
 import sys
 import threading
@@ -130,7 +131,7 @@ class BridgeNode(Node):
             goal_callback=self._accept,
             cancel_callback=lambda _: CancelResponse.ACCEPT,
         )
-        self._warn_about_versions()
+        self._log_fingerprint()
 
     def serve(self) -> None:
         """Play goals until told to stop."""
@@ -195,8 +196,10 @@ class BridgeNode(Node):
         finally:
             self._busy.release()
 
-    def _warn_about_versions(self) -> None:
-        found = self._env.describe()['versions'].get('mujoco', 'none')
+    def _log_fingerprint(self) -> None:
+        settings = self._env.describe()
+        self.get_logger().info(f'environment: {json.dumps(settings)}')
+        found = settings['versions'].get('mujoco', 'none')
         if found != TESTED_MUJOCO:
             self.get_logger().warning(
                 f'mujoco {found} is installed; LIBERO was measured with {TESTED_MUJOCO} and newer '

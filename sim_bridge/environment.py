@@ -113,7 +113,8 @@ def check_environment(env: Environment, task: str, steps: int = 12) -> list[str]
     """Play two short episodes and return what breaks the protocol; [] is a pass.
 
     Checks shapes, types, units, lockstep determinism (same seed and actions: the same
-    observations bit for bit), the gripper's polarity and the error path of an unknown task.
+    observations bit for bit), that the task is not done before it begins, the gripper's polarity
+    and the error path of an unknown task.
     """
     problems: list[str] = []
     actions = np.zeros((2 * steps, ACTION_DIMS))
@@ -128,6 +129,10 @@ def check_environment(env: Environment, task: str, steps: int = 12) -> list[str]
         problems += [f'step {step}: {text}' for text in _observation_problems(first)]
         if not _equal(first, second):
             problems.append(f'step {step}: a second run of the same actions differs')
+    if episodes[0][0].scene.success is not False:
+        problems.append(
+            f'scene.success is {episodes[0][0].scene.success!r} after reset; expected False'
+        )
     opened = episodes[0][steps].scene.gripper_opening
     closed = episodes[0][-1].scene.gripper_opening
     if not (opened > 0.7 and closed < 0.3):

@@ -8,6 +8,7 @@ objects settle. Pictures are upside down, as MuJoCo renders them: the contract r
 from __future__ import annotations
 
 import gc
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -39,6 +40,7 @@ class LiberoEnvironment:
         """
         self.pixels = pixels
         self.render_mode = rendering.choose(render_mode)
+        rendering.set_default_backend()
         self.scene: LiberoScene | None = None
         self._task: LiberoTask | None = None
         self._env: Any = None
@@ -86,6 +88,7 @@ class LiberoEnvironment:
         return {
             'environment': 'libero',
             'rendering': self.render_mode if self.pixels else 'none',
+            'opengl': os.environ.get('MUJOCO_GL', ''),
             'pixels': self.pixels,
             'settling_steps': SETTLING_STEPS,
             'environment_seed': ENVIRONMENT_SEED,
@@ -106,7 +109,6 @@ class LiberoEnvironment:
         return self._env
 
     def _build(self, task: LiberoTask) -> None:
-        rendering.set_default_backend()
         prepare_import()
         from libero.libero.envs import OffScreenRenderEnv
 
@@ -143,6 +145,8 @@ class LiberoEnvironment:
         self._env.reset()
         gripper = self._env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # a soft reset keeps the last episode's
+        if self.pixels:
+            rendering.check_drawing(self._env.sim, self.pixels)
         raw = self._env.set_init_state(self._task.init_states[init_state])
         for _ in range(SETTLING_STEPS):
             raw, *_ = self._env.step(_libero_action(np.array([0, 0, 0, 0, 0, 0, 1.0])))

@@ -4,6 +4,9 @@ Software OpenGL is bound by vertices (about 300,000 triangles), and the reflecti
 the scene twice. `fast` therefore turns off reflection, shadows and multisampling, makes the
 framebuffer as large as the picture, and thins the display meshes that take part in no collision.
 Pixels differ a little from the benchmark's; `stock` keeps them.
+
+A broken off-screen context can return whatever lies in memory without an error (seen once here,
+with robosuite 1.5): `check_drawing` proves that what is drawn is what is read.
 """
 
 from __future__ import annotations
@@ -18,9 +21,12 @@ import mujoco
 import numpy as np
 from scipy.spatial import cKDTree
 
+from sim_bridge.environment import SimulatorError
+
 MODES = ('auto', 'fast', 'stock')
 KEEP_FACES = 0.3
 MIN_FACES = 800
+TEST_COLOURS = ((255, 0, 255), (0, 255, 0))
 NEAREST = 8  # candidates when a thinned corner is snapped to an original one
 
 log = logging.getLogger(__name__)
@@ -48,18 +54,19 @@ def set_default_backend() -> None:
     os.environ.setdefault('PYOPENGL_PLATFORM', os.environ['MUJOCO_GL'])
 
 
-def make_fast(sim: Any, pixels: int) -> None:
+def make_fast(sim: Any, pixels: int, thin_meshes: bool = True) -> None:
     """Speed up a robosuite simulation's off-screen rendering, in place.
 
     Args:
         sim: robosuite's MjSim.
         pixels: side of the square picture.
+        thin_meshes: also thin the display meshes; False keeps every triangle.
 
     """
     model = sim.model._model
     context = sim._render_context_offscreen
     context.gl_ctx.make_current()
-    for mesh in _display_only_meshes(model):
+    for mesh in _display_only_meshes(model) if thin_meshes else ():
         _thin(model, mesh)
     model.vis.quality.offsamples = 0
     model.vis.global_.offwidth = pixels
@@ -69,6 +76,28 @@ def make_fast(sim: Any, pixels: int) -> None:
     mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context.con)
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         context.scn.flags[flag] = 0
+
+
+def check_drawing(sim: Any, pixels: int) -> None:
+    """Fill the off-screen picture with two colours in turn and read them back.
+
+    Raises:
+        SimulatorError: what was read is not what was drawn.
+
+    """
+    context = sim._render_context_offscreen
+    context.gl_ctx.make_current()
+    area = mujoco.MjrRect(0, 0, pixels, pixels)
+    picture = np.zeros((pixels, pixels, 3), np.uint8)
+    for colour in TEST_COLOURS:
+        mujoco.mjr_rectangle(area, *(channel / 255 for channel in colour), 1.0)
+        mujoco.mjr_readPixels(picture, None, area, context.con)
+        if (picture != colour).any():
+            raise SimulatorError(
+                f'the off-screen picture was filled with {colour} and reads '
+                f'{tuple(picture.mean((0, 1)).round().astype(int).tolist())} on average: '
+                f'rendering with MUJOCO_GL={os.environ.get("MUJOCO_GL")} is broken. Run: grape doctor'
+            )
 
 
 def _display_only_meshes(model: mujoco.MjModel) -> list[int]:

@@ -99,6 +99,15 @@ def test_messages_that_never_come_are_counted_by_topic_after_the_drain_timeout(s
         read_episode(bag)
 
 
+def test_stray_steps_of_the_episode_do_not_hide_that_others_are_missing(shared):
+    """Counted as they came, two late answers once closed the bag before the last two steps."""
+    shared.start('stray')
+    for step in range(4):
+        shared.step('stray', step)
+        shared.topics.expert_step('stray', 10**6 + step, np.ones(7))
+    assert read_info(shared.stop('stray', 6)).lost['policy_step'] == 2
+
+
 def test_late_messages_of_the_episode_before_are_not_in_the_next_bag(shared):
     shared.play('before', 3)
     shared.start('after')

@@ -83,6 +83,32 @@ def test_rendering_does_not_touch_the_physics(seen, blind):
     assert close.mean() < 12, 'fast pictures have become another scene'
 
 
+def test_pictures_are_upside_down_as_the_contract_expects_them(seen):
+    """Against MuJoCo's own renderer, which turns the rows round; the contract turns ours."""
+    import mujoco
+
+    raw = seen.reset(TASK, 0, 0).images['agentview'].astype(int)
+    with mujoco.Renderer(seen.scene.model, 96, 96) as renderer:
+        renderer.update_scene(seen.scene.data, 'agentview')
+        upright = renderer.render().astype(int)
+    upside_down, as_it_is = (np.abs(raw - other).mean() for other in (upright[::-1], upright))
+    assert upside_down < 15 < as_it_is
+
+
+def test_a_framebuffer_that_holds_garbage_is_an_error_before_the_first_step(seen, monkeypatch):
+    """Once an environment returned uninitialised memory as pictures, and nobody complained."""
+    import mujoco
+
+    def garbage(picture, *_):
+        picture[:] = np.random.default_rng(0).integers(0, 255, picture.shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mujoco, 'mjr_readPixels', garbage)
+        with pytest.raises(SimulatorError, match=r'filled with \(255, 0, 255\) and reads'):
+            seen.reset(TASK, 0, 0)
+    assert check_environment(seen, TASK, steps=10) == []
+
+
 def test_unknown_tasks_and_initial_states_are_named_with_the_choices(blind):
     for task in ('libero_object/10', 'libero_object', 'libero_object/-1', 'nope/0', ''):
         with pytest.raises(UnknownTaskError, match='libero_spatial, libero_object'):

@@ -13,7 +13,7 @@ import importlib
 import shutil
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,31 @@ class _Recording:
     stop: EpisodeEvent | None = None
     stopped_at: float = 0.0
     seen_publisher: bool = False
+    steps: dict[str, set[int]] = field(default_factory=dict)  # of the topics that number them
 
-    def is_own(self, topic: TopicSpec, cdr: bytes) -> bool:
+    def take(self, topic: TopicSpec, cdr: bytes) -> bool:
         """Say whether a message is of this episode, not a late one of the episode before."""
         kind = {'policy_step': PolicyStep, 'scene_state': SceneState}.get(topic.role)
         if kind is None:
             return True
-        return deserialize_message(cdr, kind).episode_id == self.info.episode_id
+        message = deserialize_message(cdr, kind)
+        is_own = message.episode_id == self.info.episode_id
+        if is_own:
+            self.steps.setdefault(topic.name, set()).add(message.step)
+        return is_own
+
+    def counts(self) -> dict[str, int]:
+        """Return how many messages of each topic count: a step's second or stray one does not."""
+        limit = self.stop.steps + 1
+        numbered = {t: sum(s < limit for s in steps) for t, steps in self.steps.items()}
+        return self.writer.counts | numbered
+
+    def whole_steps(self, topic: str) -> int:
+        """Return how many steps there are from 0 on without a gap."""
+        found, count = self.steps.get(topic, set()), 0
+        while count in found:
+            count += 1
+        return count
 
 
 class RecorderNode(Node):
@@ -149,7 +167,7 @@ class RecorderNode(Node):
         if topic.durability == 'transient_local':
             self._latched[topic.name] = cdr
         recording = self._recording
-        if recording is None or not recording.is_own(topic, cdr):
+        if recording is None or not recording.take(topic, cdr):
             return
         recording.last_message = time.monotonic()
         try:
@@ -252,7 +270,7 @@ class RecorderNode(Node):
 
     def _finish_when_drained(self) -> None:
         recording = self._recording
-        missing = self._contract.missing_messages(recording.writer.counts, recording.stop.steps)
+        missing = self._contract.missing_messages(recording.counts(), recording.stop.steps)
         late = time.monotonic() - recording.stopped_at > self.config.drain_timeout_s
         if missing and not late:
             return
@@ -267,7 +285,7 @@ class RecorderNode(Node):
 
     def _finish(self, outcome: Outcome, detail: str) -> None:
         recording, self._recording = self._recording, None
-        steps = recording.writer.counts[self._contract.topic('policy_step').name]
+        steps = recording.whole_steps(self._contract.topic('policy_step').name)
         if recording.stop is not None:
             steps = recording.stop.steps
         info = replace(recording.info, outcome=outcome, steps=steps, detail=detail)
