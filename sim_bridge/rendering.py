@@ -93,10 +93,11 @@ def check_drawing(sim: Any, pixels: int) -> None:
         mujoco.mjr_rectangle(area, *(channel / 255 for channel in colour), 1.0)
         mujoco.mjr_readPixels(picture, None, area, context.con)
         if (picture != colour).any():
+            mean = tuple(picture.mean((0, 1)).round().astype(int).tolist())
             raise SimulatorError(
-                f'the off-screen picture was filled with {colour} and reads '
-                f'{tuple(picture.mean((0, 1)).round().astype(int).tolist())} on average: '
-                f'rendering with MUJOCO_GL={os.environ.get("MUJOCO_GL")} is broken. Run: grape doctor'
+                f'the off-screen picture was filled with {colour} and reads {mean} on average: '
+                f'rendering with MUJOCO_GL={os.environ.get("MUJOCO_GL")} is broken. '
+                'Run: grape doctor'
             )
 
 

@@ -13,9 +13,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from grape_episode.bag import read_episode
+from grape_episode.bag import read_episode, read_info
+from grape_episode.contract import contract_of_policy, load_contract
 from grape_policy_node.engine import Engine, Observation
 from grape_trainer.dataset import DataError
+from grape_trainer.evaluation import training_states
 from grape_trainer.run_folder import read_metrics
 from grape_trainer.train_sft import train_sft
 from grape_trainer.training_config import ConfigError, SftConfig
@@ -109,6 +111,9 @@ def test_snapshots_are_policies_of_their_own(demos, tmp_path):
     run(demos, tmp_path, replace(CONFIG, snapshot_every=6))
     early, last = tmp_path / 'step-000006', tmp_path
     assert Engine.load(early).policy_sha256 != Engine.load(last).policy_sha256
+    recorded = read_info(demos / 'bags' / 'd0').contract
+    assert load_contract(contract_of_policy(early)).to_dict() == recorded
+    assert training_states(early) == training_states(last) != set()
     assert (tmp_path / 'metrics.jsonl').exists()  # saving leaves the run's own files alone
 
 

@@ -130,13 +130,13 @@ def evaluate(
     from grape_bringup.graph import GraphSetup
     from grape_bringup.pool import Pool
     from grape_episode.contract import contract_of_policy
-    from grape_trainer.evaluation import assert_disjoint, parse_init_states
+    from grape_trainer.evaluation import assert_disjoint, parse_init_states, training_states
 
     bags = out or json_path.with_name(f'{json_path.stem}_bags')
     require_new(bags, resume, HELD)
     rollouts.check_policy(policy, adapter)
     cells = rollouts.check_cells(task, parse_init_states(init_states))
-    assert_disjoint(rollouts.training_states(policy, adapter), cells)
+    assert_disjoint(training_states(policy, adapter), cells)
     contract = contract or contract_of_policy(policy)
     setup = GraphSetup(policy, unnorm_key, contract, rendering)
     with EpisodeBar('evaluate') as bar, Pool(setup, bags / 'logs', workers) as pool:

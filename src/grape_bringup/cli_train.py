@@ -39,10 +39,8 @@ def sft(
 
     Configuration: config/train/sft_tiny.yaml for a fresh policy, else the paper's values.
     """
-    from grape_bringup.rollouts import check_policy, training_states, write_training_states
+    from grape_bringup.rollouts import check_policy
     from grape_bringup.ros_environment import config_file
-    from grape_episode.bag import read_info
-    from grape_trainer.demonstrations import successful_bags
     from grape_trainer.train_sft import train_sft
     from grape_trainer.training_config import SftConfig
 
@@ -53,13 +51,9 @@ def sft(
     if config is None and policy is None:
         config = config_file('train/sft_tiny.yaml')
     settings = _settings(SftConfig, config, seed)
-    good = successful_bags(bags)
     with ProgressBar('sft') as bar:
         result = train_sft(settings, bags, out, architecture, policy, bar.training, resume)
     stop_if(result.interrupted)
-    infos = [read_info(bag) for bag in good]
-    states = {(info.task, info.init_state) for info in infos} | training_states(policy)
-    write_training_states(out, states)
     console.print(
         f'{out}: {result.steps} steps on {result.episodes} episodes '
         f'({result.control_steps} control steps)'
@@ -108,7 +102,7 @@ def train_adapter(
         Interrupted: Ctrl-C; the checkpoint is kept.
 
     """
-    from grape_bringup.rollouts import training_states, write_training_states
+    from grape_trainer.evaluation import training_states, write_training_states
     from grape_trainer.scoring.preference import read_pairs
     from grape_trainer.train_tpo import train_tpo
 

@@ -20,9 +20,14 @@ from grape_bringup.pool import OnRecord, Pool
 from grape_episode.contract import load_contract
 from grape_episode.outcome import Outcome
 from grape_episode.version import code_version
-from grape_trainer.evaluation import EpisodeResult, assert_disjoint, evaluation_dict, read_result
+from grape_trainer.evaluation import (
+    EpisodeResult,
+    assert_disjoint,
+    evaluation_dict,
+    read_result,
+    training_states,
+)
 
-TRAINING_STATES = 'training_states.json'
 EXPERT_ATTEMPTS = 4
 
 
@@ -176,23 +181,6 @@ def played_by(
         about['policy_sha256'] = folder_sha256(policy)
         about['adapter_id'] = BASE if adapter is None else adapter_id(adapter)
     return about
-
-
-def training_states(*folders: Path | None) -> set[tuple[str, int]]:
-    """Return the (task, initial state) that policy and adapter folders say they learned from."""
-    states: set[tuple[str, int]] = set()
-    for folder in folders:
-        if folder is not None and (folder / TRAINING_STATES).is_file():
-            content = json.loads((folder / TRAINING_STATES).read_text())
-            states |= {(str(task), int(state)) for task, state in content['states']}
-    return states
-
-
-def write_training_states(folder: Path, states: set[tuple[str, int]]) -> None:
-    """Keep in a policy or adapter folder what it learned from; `grape evaluate` refuses these."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {'states': sorted([task, state] for task, state in states)}
-    (folder / TRAINING_STATES).write_text(json.dumps(content) + '\n')
 
 
 def evaluate(

@@ -7,6 +7,7 @@ something that is neither the target nor its support (SceneState.collisions).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
@@ -16,6 +17,7 @@ from grape_episode.bag import read_episode
 from grape_episode.label import effective_outcome
 from grape_episode.outcome import Outcome
 
+TRAINING_STATES = 'training_states.json'
 # Two-sided 95 % quantile of the normal distribution.
 Z_95 = 1.959963984540054
 
@@ -234,6 +236,23 @@ def assert_disjoint(
             f'Training and evaluation share {len(shared)} initial states: {cells}{more}. '
             'Expected none in common. Choose other --init-states for the evaluation.'
         )
+
+
+def training_states(*folders: Path | None) -> set[tuple[str, int]]:
+    """Return the (task, initial state) that policy and adapter folders say they learned from."""
+    states: set[tuple[str, int]] = set()
+    for folder in folders:
+        if folder is not None and (folder / TRAINING_STATES).is_file():
+            content = json.loads((folder / TRAINING_STATES).read_text())
+            states |= {(str(task), int(state)) for task, state in content['states']}
+    return states
+
+
+def write_training_states(folder: Path, states: set[tuple[str, int]]) -> None:
+    """Keep in a policy or adapter folder what it learned from; `grape evaluate` refuses these."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {'states': sorted([task, state] for task, state in states)}
+    (folder / TRAINING_STATES).write_text(json.dumps(content) + '\n')
 
 
 def _by_cell(results: Sequence[EpisodeResult], which: str) -> dict[tuple[str, int], bool]:

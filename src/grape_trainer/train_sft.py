@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from grape_episode.bag import read_info
+from grape_episode.contract import Contract
 from grape_policy_node.engine import Engine
 from grape_policy_node.openvla.checkpoint import (
     Checkpoint,
@@ -37,6 +39,7 @@ from grape_trainer.demonstrations import (
     load_demonstrations,
     successful_bags,
 )
+from grape_trainer.evaluation import training_states, write_training_states
 from grape_trainer.learner import (
     FitResult,
     Learner,
@@ -113,6 +116,10 @@ def train_sft(
     out_dir = Path(out_dir)
     good = successful_bags([Path(bag) for bag in bags])
     contract = common_contract(good)
+    infos = [read_info(bag) for bag in good]
+    states = {(info.task, info.init_state) for info in infos}
+    if init_policy is not None:
+        states |= training_states(Path(init_policy))
     identity = {
         'data': data_hash([bag_sha256(bag) for bag in good]),
         'model': folder_sha256(init_policy) if init_policy else _file_sha256(architecture),
@@ -142,7 +149,7 @@ def train_sft(
 
         demos, held = read(training, 'read bags'), read(held_out, 'read held-out bags')
         checkpoint = _checkpoint(config, demos, start, architecture)
-        trainer = _SftRun(config, checkpoint, demos, held, run)
+        trainer = _SftRun(config, checkpoint, demos, held, run, contract, states)
         fit = trainer.fit(progress)
         result = SftResult(
             policy=None if fit.interrupted else trainer.save(out_dir),
@@ -156,7 +163,6 @@ def train_sft(
             metrics=fit.metrics,
         )
         if not fit.interrupted:
-            contract.save(out_dir)
             run.finish(asdict(result))
     return result
 
@@ -171,6 +177,8 @@ class _SftRun:
         demos: Demonstrations,
         held: Demonstrations | None,
         run: RunFolder,
+        contract: Contract,
+        states: set[tuple[str, int]],
     ) -> None:
         self._config = config
         self._checkpoint = checkpoint
@@ -178,6 +186,8 @@ class _SftRun:
         self._data = token_data(demos, checkpoint, config.unnorm_key)
         self._held = token_data(held, checkpoint, config.unnorm_key) if held else None
         self._run = run
+        self._contract = contract
+        self._states = states
         if config.trainable == 'lora':
             self._engine.adapters.new(TRAINED, config.seed, config.lora_rank, config.lora_alpha)
         self._model = checkpoint.model
@@ -194,11 +204,13 @@ class _SftRun:
         )
 
     def save(self, folder: Path) -> str:
-        """Write the policy (or adapter) into a folder beside what is there."""
+        """Write the policy (or adapter), its contract and the states it has seen into a folder."""
         if self._config.trainable == 'lora':
             self._engine.adapters.save(TRAINED, folder)
         else:
             save_policy_into(self._checkpoint, folder)
+        self._contract.save(folder)
+        write_training_states(folder, self._states)
         return str(folder)
 
     def _take_step(self, step: int, learner: Learner) -> StepResult:
