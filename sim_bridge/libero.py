@@ -21,6 +21,7 @@ from sim_bridge.libero_scene import LiberoScene
 from sim_bridge.libero_tasks import LiberoTask, load_task, prepare_import
 
 SETTLING_STEPS = 10
+PLACEMENT_TRIES = 20  # the initial state replaces the placement, but the simulator wants one
 ENVIRONMENT_SEED = 0
 CAMERA = 'agentview'
 TESTED_MUJOCO = '3.3.2'  # later versions change pictures (3.3.3) and a task (3.4)
@@ -123,7 +124,7 @@ class LiberoEnvironment:
             bddl_file_name=str(task.bddl_file), horizon=10_000, **settings
         )
         self._env.seed(ENVIRONMENT_SEED)
-        self._env.reset()
+        self._reset()
         if self.pixels and self.render_mode == 'fast':
             rendering.make_fast(self._env.sim, self.pixels)
         self._env.env.hard_reset = False  # a soft reset takes 0.1-0.4 s instead of 2-3.5 s
@@ -139,10 +140,27 @@ class LiberoEnvironment:
         if context is not None:
             context.gl_ctx.make_current()
 
+    def _reset(self) -> None:
+        """Reset without LIBERO's wrapper, which retries for ever, whatever went wrong.
+
+        Raises:
+            SimulatorError: no placement of the objects was found.
+
+        """
+        from robosuite.utils.errors import RandomizationError
+
+        for _ in range(PLACEMENT_TRIES):
+            try:
+                self._env.env.reset()
+            except RandomizationError:
+                continue
+            return
+        raise SimulatorError(f'no placement of the objects found in {PLACEMENT_TRIES} tries')
+
     def _begin(self, init_state: int) -> Observation:
         self._make_current()
         self._env.seed(ENVIRONMENT_SEED)
-        self._env.reset()
+        self._reset()
         gripper = self._env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # a soft reset keeps the last episode's
         if self.pixels:

@@ -91,7 +91,7 @@ def check_drawing(sim: Any, pixels: int) -> None:
     picture = np.zeros((pixels, pixels, 3), np.uint8)
     for colour in TEST_COLOURS:
         mujoco.mjr_rectangle(area, *(channel / 255 for channel in colour), 1.0)
-        mujoco.mjr_readPixels(picture, None, area, context.con)
+        mujoco.mjr_readPixels(rgb=picture, depth=None, viewport=area, con=context.con)
         if (picture != colour).any():
             mean = tuple(picture.mean((0, 1)).round().astype(int).tolist())
             raise SimulatorError(

@@ -99,8 +99,8 @@ def test_a_framebuffer_that_holds_garbage_is_an_error_before_the_first_step(seen
     """Once an environment returned uninitialised memory as pictures, and nobody complained."""
     import mujoco
 
-    def garbage(picture, *_):
-        picture[:] = np.random.default_rng(0).integers(0, 255, picture.shape)
+    def garbage(rgb, **_):
+        rgb[:] = np.random.default_rng(0).integers(0, 255, rgb.shape)
 
     with monkeypatch.context() as patch:
         patch.setattr(mujoco, 'mjr_readPixels', garbage)
