@@ -14,16 +14,15 @@ import json
 import queue
 import sys
 import threading
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 
 import rclpy
 from grape.action import RunEpisode
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import ParameterException
-from rclpy.executors import MultiThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -36,6 +35,7 @@ from sim_bridge.environment import Environment
 from sim_bridge.libero import CAMERA, TESTED_MUJOCO, LiberoEnvironment
 
 POLL_S = 0.1
+CLOSE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -119,34 +119,37 @@ class BridgeNode(Node):
         self._env: Environment = LiberoEnvironment(camera.height, self.config.rendering)
         self._topics = BridgeTopics(self, contract)
         self._stopping = stopping
-        self._goals: queue.Queue[tuple[ServerGoalHandle, Future]] = queue.Queue()
-        self._busy = threading.Lock()
-        self._closed = threading.Event()
+        self._goals: queue.Queue[ServerGoalHandle] = queue.Queue()
+        self._busy = threading.Lock()  # from a goal's acceptance to its result
         self._server = ActionServer(
             self,
             RunEpisode,
             'run_episode',
-            self._execute,
-            callback_group=ReentrantCallbackGroup(),
+            self._deliver,
             goal_callback=self._accept,
+            handle_accepted_callback=self._goals.put,
             cancel_callback=lambda _: CancelResponse.ACCEPT,
         )
         self._log_fingerprint()
 
     def serve(self) -> None:
-        """Play goals until told to stop."""
-        try:
-            while not self._stopping.is_set() and self.context.ok():
-                try:
-                    handle, done = self._goals.get(timeout=POLL_S)
-                except queue.Empty:
-                    continue
-                done.set_result(self._episode(handle).run())
-        finally:
-            self._closed.set()
+        """Play goals until told to stop.
+
+        A goal is executed, in rclpy's sense, once its result is there: an execute callback that
+        waits for the main thread needs a MultiThreadedExecutor, whose thread then spins and takes
+        the interpreter's lock from the simulator (80 ms a step).
+        """
+        while not self._stopping.is_set() and self.context.ok():
+            try:
+                handle = self._goals.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            result = self._episode(handle).run()
+            handle.execute(partial(self._deliver, result=result))
 
     def close(self) -> None:
-        """Release the simulator."""
+        """Release the simulator, once the last result is on its way."""
+        self._busy.acquire(timeout=CLOSE_S)
         self._env.close()
 
     def _episode(self, handle: ServerGoalHandle) -> BridgeEpisode:
@@ -169,7 +172,7 @@ class BridgeNode(Node):
             logger=self.get_logger(),
         )
 
-    # On the executor's threads.
+    # On the executor's thread.
 
     def _accept(self, _: RunEpisode.Goal) -> GoalResponse:
         if not self._busy.acquire(blocking=False):
@@ -177,24 +180,13 @@ class BridgeNode(Node):
             return GoalResponse.REJECT
         return GoalResponse.ACCEPT
 
-    def _execute(self, handle: ServerGoalHandle) -> RunEpisode.Result:
-        try:
-            done: Future = Future()
-            self._goals.put((handle, done))
-            while not done.done() and not self._closed.is_set():
-                wait([done], POLL_S)
-            if not done.done():
-                handle.abort()
-                text = 'the bridge was stopped'
-                return RunEpisode.Result(outcome=str(Outcome.INTERRUPTED), detail=text)
-            result: RunEpisode.Result = done.result()
-            if result.outcome == str(Outcome.INTERRUPTED) and handle.is_cancel_requested:
-                handle.canceled()
-            else:
-                handle.succeed()
-            return result
-        finally:
-            self._busy.release()
+    def _deliver(self, handle: ServerGoalHandle, result: RunEpisode.Result) -> RunEpisode.Result:
+        if result.outcome == str(Outcome.INTERRUPTED) and handle.is_cancel_requested:
+            handle.canceled()
+        else:
+            handle.succeed()
+        self._busy.release()
+        return result
 
     def _log_fingerprint(self) -> None:
         settings = self._env.describe()
@@ -217,16 +209,16 @@ def main() -> None:
         rclpy.logging.get_logger('bridge_node').error(str(error))
         rclpy.try_shutdown()
         sys.exit(1)
-    executor = MultiThreadedExecutor(num_threads=3)
+    executor = SingleThreadedExecutor()
     executor.add_node(node)
     spinner = threading.Thread(target=executor.spin, daemon=True)
     spinner.start()
     try:
         node.serve()
     finally:
-        executor.shutdown(timeout_sec=2.0)
-        spinner.join(timeout=2.0)
         node.close()
+        executor.shutdown(timeout_sec=CLOSE_S)
+        spinner.join(timeout=CLOSE_S)
         rclpy.try_shutdown()
 
 

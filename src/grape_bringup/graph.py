@@ -259,15 +259,15 @@ class Graph:
 
         def in_time() -> bool:
             if time.monotonic() > deadline:
-                late = ', '.join(name for name, check in ready.items() if not check())
-                raise _BrokenError(f'{late}: not ready after {START_TIMEOUT_S:.0f} s')
+                late = [name for name, check in ready.items() if not check()]
+                raise _BrokenError(f'{", ".join(late)} not ready after {START_TIMEOUT_S:.0f} s')
             return True
 
         self._wait(lambda: waiting() and in_time())
-        if self.setup.policy is not None and not (cancel is not None and cancel.is_set()):
+        if self.setup.policy is not None:
             # It answers once it spins, and it spins once it is active.
-            future = client.ask_policy_state()
-            self._wait(lambda: not future.done() and in_time())
+            ready = {'policy_node': client.policy_answers}
+            self._wait(lambda: waiting() and in_time())
         settled = time.monotonic() + SETTLE_S
         self._wait(lambda: time.monotonic() < settled)
 

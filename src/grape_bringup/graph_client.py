@@ -16,6 +16,7 @@ from grape_episode.contract import Contract
 from grape_episode.ros_qos import qos_profile
 
 POLL_S = 0.1
+ASK_AGAIN_S = 2.0
 
 
 def prepare_process() -> None:
@@ -69,6 +70,8 @@ class GraphClient:
         self._executor.add_node(self._node)
         self.recorded: dict[str, str] = {}  # episode id -> bag
         self.last_sign_of_life = time.monotonic()
+        self._asked = 0.0
+        self._answer = None  # the policy node's, to a question that only waits for it
         self._actions = ActionClient(self._node, RunEpisode, 'run_episode')
         self._adapters = self._node.create_client(LoadAdapter, 'policy_node/load_adapter')
         self._states = self._node.create_client(GetState, 'policy_node/get_state')
@@ -103,11 +106,21 @@ class GraphClient:
         """Say whether the policy node's services are there."""
         return self._states.service_is_ready() and self._adapters.service_is_ready()
 
-    def ask_policy_state(self) -> object:
-        """Return the future of the policy node's lifecycle state."""
+    def policy_answers(self) -> bool:
+        """Say whether the policy node has answered; asks it, and again when nothing comes.
+
+        A service seen here may not yet have seen this client: its first answer can be lost.
+        """
         from lifecycle_msgs.srv import GetState
 
-        return self._states.call_async(GetState.Request())
+        if self._answer is not None and self._answer.done():
+            return True
+        if self._answer is None or time.monotonic() - self._asked > ASK_AGAIN_S:
+            if self._answer is not None:
+                self._states.remove_pending_request(self._answer)
+            self._answer = self._states.call_async(GetState.Request())
+            self._asked = time.monotonic()
+        return False
 
     def load_adapter(self, path: str) -> object:
         """Return the future of LoadAdapter; '' is the base."""
