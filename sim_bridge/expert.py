@@ -26,6 +26,7 @@ MAX_ROTATION_UNITS = 0.5
 OPEN, CLOSED = 1.0, 0.0
 OPENING_STEPS = 6
 CLEARANCE_M = 0.12
+TALL_M = 0.12
 RIM_OBJECTS = ('bowl', 'plate', 'frypan', 'mug')
 
 
@@ -217,7 +218,8 @@ class Expert:
             for axis in (closing, across)
         )
         if height > 0.05:
-            z = max(high[2] - 0.035, low[2] + 0.012)
+            below = 0.043 if height > TALL_M else 0.035  # a carton held higher swings out
+            z = max(high[2] - below, low[2] + 0.012)
         else:
             z = low[2] + max(0.006, 0.4 * height)
         z = max(z - self._attempt.depth_m, low[2] + 0.002)
