@@ -37,7 +37,7 @@ def test_cached_decoding_equals_llama_for_causal_lm(engine, fuse):
     ids, mask = engine.processor.prompts([MILK, 'go'])
     embeds, seen = model.embed(pixels, ids, mask)
     decoder = ActionDecoder(model.language_model, fuse=fuse)
-    generated = decoder.generate(embeds, seen, lambda logits: logits.argmax(-1))
+    generated = decoder.generate(embeds, seen, lambda logits, _: logits.argmax(-1))
     for row in range(2):
         length = int(mask[row].sum())
         chosen = generated.token_ids[row]

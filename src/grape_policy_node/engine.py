@@ -8,6 +8,7 @@ from are the full vocabulary's at temperature 1.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch.nn.functional as F  # noqa: N812
 from grape_policy_node.action_tokens import ACTION_DIMS, ActionTokenizer, NormStats
 from grape_policy_node.adapters import BASE, AdapterSet
 from grape_policy_node.openvla.checkpoint import Checkpoint, folder_sha256, load_checkpoint
+from grape_policy_node.openvla.decoding import TokenChoice, exponential_noise
+from grape_policy_node.openvla.quantize import quantize_language_model
 from grape_policy_node.openvla.snapshot import ActingModel
 
 DEFAULT_CHUNK = 32  # steps of a trajectory that are scored at once
@@ -56,7 +59,11 @@ class Engine:
     """A policy ready to act and to score."""
 
     def __init__(
-        self, checkpoint: Checkpoint, unnorm_key: str | None = None, policy_sha256: str = ''
+        self,
+        checkpoint: Checkpoint,
+        unnorm_key: str | None = None,
+        policy_sha256: str = '',
+        runtime: str = 'auto',
     ) -> None:
         """Wrap a loaded checkpoint.
 
@@ -64,6 +71,7 @@ class Engine:
             checkpoint: model, processor, statistics.
             unnorm_key: which statistics; None where there is exactly one.
             policy_sha256: hash of the folder, '' for a model that is in no file yet.
+            runtime: how a step runs, one of action_step.RUNTIMES.
         """
         self.checkpoint = checkpoint
         self.model = checkpoint.model
@@ -73,7 +81,11 @@ class Engine:
         self.unnorm_key, self.norm_stats = checkpoint.norm_stats(unnorm_key)
         spec = checkpoint.model.spec
         self.action_tokenizer = ActionTokenizer(spec.vocab_size, spec.action_bins)
-        self._acting = ActingModel(checkpoint.model, lambda: self.adapters.revision)
+        self._acting = ActingModel(
+            checkpoint.model,
+            lambda: (self.adapters.active, self.adapters.revision),
+            runtime=runtime,
+        )
         self._prompts: dict[tuple[str, ...], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     @classmethod
@@ -84,6 +96,8 @@ class Engine:
         adapter: str | Path | None = None,
         device: str = 'cpu',
         dtype: torch.dtype | None = None,
+        runtime: str = 'auto',
+        quantize: int = 0,
     ) -> Engine:
         """Read a checkpoint folder to act with: an adapter is activated, all weights are frozen.
 
@@ -95,11 +109,16 @@ class Engine:
             adapter: adapter folder.
             device: 'cpu', 'cuda' ...
             dtype: None: float32 on the CPU, bfloat16 elsewhere.
+            runtime: how a step runs, one of action_step.RUNTIMES.
+            quantize: 8 or 4 bits for the language model's weights; 0: as they are.
         """
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == 'cpu' else torch.bfloat16
-        checkpoint = load_checkpoint(policy_dir, dtype=dtype, device=device)
-        engine = cls(checkpoint, unnorm_key, folder_sha256(policy_dir))
+        checkpoint = load_checkpoint(policy_dir, dtype, 'cpu' if quantize else device)
+        if quantize:
+            quantize_language_model(checkpoint.model, quantize, device)
+            checkpoint.model.to(device)
+        engine = cls(checkpoint, unnorm_key, folder_sha256(policy_dir), runtime)
         engine.set_adapter(engine.load_adapter(adapter) if adapter else BASE)
         return engine
 
@@ -115,6 +134,23 @@ class Engine:
     def set_adapter(self, name: str) -> None:
         """Switch to a resident adapter, or to 'base'. For acting: no weight is trainable."""
         self.adapters.activate(name or BASE)
+
+    def warm_up(self, instruction: str, temperature: float = 0.0) -> float:
+        """Prepare for this prompt before the first command; return a step's milliseconds.
+
+        Recordings and compiled steps are made at the first step of their shape, which takes from a
+        second to a minute. The second step is timed.
+
+        Raises:
+            ValueError: the instruction cannot be encoded.
+        """
+        size = self.model.spec.image_size
+        blank = Observation(np.zeros((size, size, 3), np.uint8), instruction)
+        generators = [torch.Generator().manual_seed(0)] if temperature > 0 else None
+        self.predict([blank], temperature, generators)
+        began = time.perf_counter()
+        self.predict([blank], temperature, generators)
+        return 1000 * (time.perf_counter() - began)
 
     @torch.no_grad()
     def predict(
@@ -166,15 +202,11 @@ class Engine:
     ) -> list[Prediction]:
         """Like :meth:`predict`, on prompt ids (B, L) that end with the empty token."""
         device = self.model.device
-        model, decoder = self._acting.current()
+        step = self._acting.current()
         if mask is not None:
             mask = mask.to(device)
-        embeds, mask = model.embed(pixel_values.to(device), input_ids.to(device), mask)
-
-        def choose(logits: torch.Tensor) -> torch.Tensor:
-            return self._choose(logits, temperature, generators)
-
-        generated = decoder.generate(embeds, mask, choose)
+        choice = self._choice(temperature, generators)
+        generated = step(pixel_values.to(device), input_ids.to(device), mask, choice)
         token_ids = generated.token_ids.cpu().numpy()
         log_probs = generated.log_probs.cpu().numpy()
         if not np.isfinite(log_probs).all():
@@ -244,28 +276,15 @@ class Engine:
             'device': str(self.model.device),
         }
 
-    def _choose(
-        self,
-        logits: torch.Tensor,
-        temperature: float,
-        generators: Sequence[torch.Generator] | None,
-    ) -> torch.Tensor:
+    def _choice(
+        self, temperature: float, generators: Sequence[torch.Generator] | None
+    ) -> TokenChoice:
         first, stop = self.action_tokenizer.first_id, self.action_tokenizer.vocab_size
-        allowed = logits[:, first:stop]
         if temperature == 0.0:
-            return allowed.argmax(dim=-1) + first
-        # On the CPU and row by row: the draw depends on its own generator alone.
-        probabilities = torch.softmax(allowed.float() / temperature, dim=-1).cpu()
-        if not torch.isfinite(probabilities).all():
-            raise FloatingPointError(
-                f'the logits of policy {self.checkpoint.folder} (adapter {self.adapter_id}) are '
-                'not finite; the weights or the image are broken'
-            )
-        drawn = [
-            torch.multinomial(row, 1, generator=generator)
-            for row, generator in zip(probabilities, generators, strict=True)
-        ]
-        return torch.cat(drawn).to(logits.device) + first
+            return TokenChoice(first, stop)
+        device = self.model.device
+        noise = exponential_noise(generators, stop - first, device)
+        return TokenChoice(first, stop, noise, torch.tensor(temperature, device=device))
 
     def _prompt(self, instructions: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Prompt ids of these instructions; the last few are kept."""

@@ -8,7 +8,7 @@ on joined copies of the matrices (q/k/v, gate/up); without, module by module, Lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,45 @@ class Generated:
 
     token_ids: torch.Tensor
     log_probs: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """Chooses the next token among the action ids, without asking the host.
+
+    Sampling is `argmax(p / noise)` with exponential noise (the Gumbel-max trick, which is also
+    what torch.multinomial does): the noise is drawn before the loop, on the CPU and from each
+    row's own generator, so that a row's tokens hang on neither its neighbours nor the device.
+
+    Attributes:
+        first_id, stop_id: the action ids are first_id .. stop_id - 1.
+        noise: (B, 7, ids) float32, exponentially distributed; None: greedy.
+        temperature: () float32, more than 0; None: greedy.
+    """
+
+    first_id: int
+    stop_id: int
+    noise: torch.Tensor | None = None
+    temperature: torch.Tensor | None = None
+
+    def __call__(self, logits: torch.Tensor, position: int) -> torch.Tensor:
+        """(B, padded vocabulary) float32 logits of the position 0..6 -> (B,) int64 ids."""
+        allowed = logits[:, self.first_id : self.stop_id]
+        if self.noise is None:
+            return allowed.argmax(dim=-1) + self.first_id
+        probabilities = torch.softmax(allowed / self.temperature, dim=-1)
+        return (probabilities / self.noise[:, position]).argmax(dim=-1) + self.first_id
+
+
+def exponential_noise(
+    generators: Sequence[torch.Generator], ids: int, device: torch.device
+) -> torch.Tensor:
+    """Draw the noise of one step: (B, 7, ids) float32 from one CPU generator a row."""
+    rows = [
+        torch.stack([torch.empty(ids).exponential_(generator=g) for _ in range(ACTION_DIMS)])
+        for g in generators
+    ]
+    return torch.stack(rows).to(device)
 
 
 class ActionDecoder:
@@ -60,14 +99,14 @@ class ActionDecoder:
         self,
         embeds: torch.Tensor,
         mask: torch.Tensor | None,
-        choose: Callable[[torch.Tensor], torch.Tensor],
+        choose: Callable[[torch.Tensor, int], torch.Tensor],
     ) -> Generated:
         """Continue each row by seven tokens.
 
         Args:
             embeds: (B, S, D) of the prompt with its patches, padded on the right.
             mask: (B, S), 1 for a real position; None where all are.
-            choose: (B, padded vocabulary) float32 logits -> (B,) int64 ids.
+            choose: (B, padded vocabulary) float32 logits, position 0..6 -> (B,) int64 ids.
         """
         batch, prompt, _ = embeds.shape
         room = prompt + ACTION_DIMS - 1
@@ -84,7 +123,7 @@ class ActionDecoder:
         embedding = self._llama.get_input_embeddings()
         for step in range(ACTION_DIMS):
             logits = self._llama.lm_head(hidden).float()
-            chosen = choose(logits)
+            chosen = choose(logits, step)
             ids.append(chosen)
             log_probs.append(F.log_softmax(logits, dim=-1).gather(1, chosen[:, None])[:, 0])
             if step == ACTION_DIMS - 1:

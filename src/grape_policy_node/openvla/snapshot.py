@@ -15,50 +15,66 @@ from collections.abc import Callable
 import torch
 from peft.tuners.lora import LoraLayer
 
+from grape_policy_node.openvla.action_step import Step, action_step, choose_runtime
 from grape_policy_node.openvla.decoding import ActionDecoder
 from grape_policy_node.openvla.model import OpenVLA
 
 MERGE_LIMIT = 300_000_000
+STEPS_KEPT = 4  # adapters
 
 
 class ActingModel:
     """Gives the model to act with, and its decoder, up to date."""
 
     def __init__(
-        self, model: OpenVLA, revision: Callable[[], int], merge: bool | None = None
+        self,
+        model: OpenVLA,
+        state: Callable[[], tuple[str, int]],
+        merge: bool | None = None,
+        runtime: str = 'auto',
     ) -> None:
         """Watch a model.
 
         Args:
             model: with or without LoRA layers.
-            revision: changes whenever adapters are made, loaded or switched.
+            state: name of the active adapter, and a number that changes whenever adapters are
+                made, loaded or switched.
             merge: allow the merged copy; None decides by size and dtype.
+            runtime: one of action_step.RUNTIMES.
         """
         if merge is None:
             weights = list(model.parameters())
             small = sum(weight.numel() for weight in weights) <= MERGE_LIMIT
             merge = small and all(weight.dtype == torch.float32 for weight in weights)
         self._model = model
-        self._revision = revision
+        self._state = state
         self._merge = merge
         self._stamp: tuple | None = None
-        self._current: tuple[OpenVLA, ActionDecoder] | None = None
+        self._merged: Step | None = None
+        self._unmerged: dict[str, Step] = {}
+        self._runtime = choose_runtime(runtime, model.device)
 
-    def current(self) -> tuple[OpenVLA, ActionDecoder]:
-        """Return the model and the decoder that act now."""
-        weights = list(self._model.parameters())
-        merge = self._merge and not any(weight.requires_grad for weight in weights)
-        stamp: tuple = ()
-        if merge:
-            # Versions count in-place changes; fused optimizers and .data do not count theirs, but
-            # train only what requires gradients, and freezing by AdapterSet is a new revision.
-            versions = ((id(weight), weight.data_ptr(), weight._version) for weight in weights)
-            stamp = (self._revision(), *versions)
-        if self._current is None or stamp != self._stamp:
-            model = merged_copy(self._model) if merge else self._model
-            self._current = model, ActionDecoder(model.language_model, fuse=merge)
-            self._stamp = stamp
-        return self._current
+    def current(self) -> Step:
+        """Return the function that acts now."""
+        active, revision = self._state()
+        weights = list(self._model.parameters()) if self._merge else []
+        if not weights or any(weight.requires_grad for weight in weights):
+            # Recordings of several adapters are kept: switching back costs nothing.
+            if active not in self._unmerged:
+                if len(self._unmerged) >= STEPS_KEPT:
+                    self._unmerged.pop(next(iter(self._unmerged)))
+                self._unmerged[active] = self._step(self._model, fuse=False)
+            return self._unmerged[active]
+        # Versions count in-place changes; fused optimizers and .data do not count theirs, but
+        # train only what requires gradients, and freezing by AdapterSet is a new revision.
+        versions = ((id(weight), weight.data_ptr(), weight._version) for weight in weights)
+        stamp = (revision, *versions)
+        if stamp != self._stamp:
+            self._merged, self._stamp = self._step(merged_copy(self._model), fuse=True), stamp
+        return self._merged
+
+    def _step(self, model: OpenVLA, fuse: bool) -> Step:
+        return action_step(model, ActionDecoder(model.language_model, fuse), self._runtime)
 
 
 @torch.no_grad()
