@@ -137,6 +137,12 @@ class ActionDecoder:
             hidden = self._advance(embedding(chosen)[:, None], slot, here, seen, caches)
         return Generated(torch.stack(ids, 1), torch.stack(log_probs, 1))
 
+    @torch.no_grad()
+    def prefill(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Run the prompt alone; return its last hidden state (B, D). For measurements."""
+        cos, sin = self._rotary_table(embeds.shape[1], embeds)
+        return self._prefill(embeds, None, cos, sin, [])
+
     def _prefill(
         self,
         x: torch.Tensor,
@@ -210,7 +216,7 @@ class ActionDecoder:
         return turned[:, :heads], turned[:, heads:], qkv[:, :, heads + kv_heads :].transpose(1, 2)
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        return self._llama.model.norm(x)
+        return _rms(self._llama.model.norm, x)
 
     def _rotary_table(self, count: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (count, head dim) of the Llama's rotary embedding."""
@@ -256,18 +262,17 @@ class _ModuleLayer:
 
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
         attention = self._layer.self_attn
-        x = self._layer.input_layernorm(x)
+        x = _rms(self._layer.input_layernorm, x)
         return torch.cat([attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)], dim=-1)
 
     def finish(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         x = x + self._layer.self_attn.o_proj(mixed)
-        return x + self._layer.mlp(self._layer.post_attention_layernorm(x))
+        return x + self._layer.mlp(_rms(self._layer.post_attention_layernorm, x))
 
 
 def _rms(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
-    return norm(x)
+    """Llama's norm by one fused kernel, in float32 inside whatever x is; the module has six."""
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
 def _cache(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
