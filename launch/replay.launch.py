@@ -2,12 +2,13 @@
 
 ros2 launch grape replay.launch.py bag:=runs/demo/round_1/bags/libero_object_0-i00-t0-s1
 
-The player sends the episode's START, steps and STOP; the recorder records them anew into
-output_dir, and the trainer node scores that and publishes the terms on trial_score.
+The player sends the episode's START, waits for the recorder, then steps and STOP; the recorder
+records them anew into output_dir, and the trainer node scores that and publishes the terms on
+trial_score.
 """
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, ExecuteProcess
+from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -22,7 +23,6 @@ ARGUMENTS = {
     'output_dir': ('replayed', 'folder for the bag that is recorded anew'),
     'out_dir': ('replayed_scores', 'folder for scores.csv'),
     'rate': ('1.0', 'speed of the replay'),
-    'delay': ('3.0', 'seconds before the first message, so that the nodes are there'),
 }
 
 
@@ -54,11 +54,16 @@ def generate_launch_description() -> LaunchDescription:
             | {'bags_dir': text['output_dir']}
         ],
     )
-    play = ExecuteProcess(
-        cmd=[
-            'ros2', 'bag', 'play', value['bag'],
-            '--rate', value['rate'], '--delay', value['delay'],
-        ],
+    player = Node(
+        package='grape',
+        executable='player_node',
+        name='player_node',
         output='screen',
-    )  # fmt: skip
-    return LaunchDescription([*arguments, recorder, trainer, play])
+        parameters=[
+            {
+                'bag': text['bag'],
+                'rate': ParameterValue(value['rate'], value_type=float),
+            }
+        ],
+    )
+    return LaunchDescription([*arguments, recorder, trainer, player])

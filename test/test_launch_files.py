@@ -113,6 +113,7 @@ def declared_parameters():
     """The parameters each executable declares, from the dataclass that it declares them by."""
     pytest.importorskip('rclpy')
     pytest.importorskip('torch')
+    from grape_episode.player_node import PlayerConfig
     from grape_episode.recorder_node import RecorderConfig
     from grape_policy_node.policy_node import PolicyNodeConfig
     from grape_trainer.trainer_node import TrainerConfig
@@ -120,6 +121,7 @@ def declared_parameters():
 
     configs = {
         'bridge_node': BridgeConfig,
+        'player_node': PlayerConfig,
         'policy_node': PolicyNodeConfig,
         'recorder_node': RecorderConfig,
         'trainer_node': TrainerConfig,
@@ -131,7 +133,7 @@ CONFIGS = ('bridge_node', 'policy_node', 'recorder_node', 'trainer_node')
 STARTED = {
     'sim.launch.py': ({'policy': '/p'}, {'bridge_node', 'recorder_node', 'policy_node'}),
     'train.launch.py': ({'policy': '/p'}, set(CONFIGS)),
-    'replay.launch.py': ({'bag': '/b'}, {'recorder_node', 'trainer_node'}),
+    'replay.launch.py': ({'bag': '/b'}, {'recorder_node', 'trainer_node', 'player_node'}),
 }
 
 
@@ -172,5 +174,4 @@ def test_a_missing_argument_is_refused_by_name(resolve, file):
 def test_replay_plays_the_bag_that_was_named(resolve):
     nodes, said = resolve('replay.launch.py', bag='/bags/one', rate='2.0')
     assert nodes, said
-    (player,) = (node for node in nodes.values() if node['exec'] == 'ros2')
-    assert player['args'][:5] == ['bag', 'play', '/bags/one', '--rate', '2.0']
+    assert nodes['/player_node']['params'] == {'bag': '/bags/one', 'rate': 2.0}
