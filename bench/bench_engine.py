@@ -1,7 +1,7 @@
 """One action, and a batch of eight: our engine against transformers' generate, side by side.
 
     .venv/bin/python bench/bench_engine.py [--sizes tiny small medium] [--rounds 5] [--threads 2]
-        [--device cpu] [--json out.json]
+        [--device cpu] [--compile] [--json out.json]
 
 Same weights, same pixels, greedy, in turns. The straightforward path embeds picture and prompt and
 calls LlamaForCausalLM.generate for seven tokens, one observation after the other (the published
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--compile', action='store_true', help='torch.compile too (minutes)')
     parser.add_argument('--json', type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -91,6 +92,10 @@ def measure(size: str, options: argparse.Namespace) -> dict[str, object]:
         ways[f'engine {count}'] = lambda n=count: ours(exact, n)
         ways[f'generate bf16 {count}'] = lambda n=count: generate(half, pixels[:n], ids)
         ways[f'engine bf16 {count}'] = lambda n=count: ours(half, n)
+    if options.compile:
+        compiled = Engine(exact.checkpoint, runtime='compile')
+        compiled.set_adapter('base')
+        ways['engine compiled 1'] = lambda: ours(compiled, 1)
     trajectory = pixels[torch.arange(STEPS) % BATCH]
     tokens = np.tile(ours(exact, 1), (STEPS, 1))
     ways['log-probs, a step each'] = lambda: scored(exact, trajectory, tokens, 1)

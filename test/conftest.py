@@ -29,6 +29,18 @@ def ros_env(tmp_path_factory):
         yield environment
 
 
+@pytest.fixture(scope='session')
+def policy_server(tmp_path_factory):
+    """One `grape serve` for all tests; who kills it starts it again (remote_peers.py)."""
+    from remote_peers import PolicyProcess
+
+    server = PolicyProcess(tmp_path_factory.mktemp('serve'), ['--max-message-mb', 1]).start()
+    yield server.wait_healthy()
+    code = server.stop()
+    log.info('grape serve (%s):\n%s', code, server.output()[-4000:])
+    assert code == 0
+
+
 @dataclass(frozen=True)
 class RosProcess:
     """A node in a process and a process group of its own; its output goes to log_path."""

@@ -1,5 +1,6 @@
 """A small, fresh policy for tests: grape-tiny's layout at a fraction of its size."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,3 +64,10 @@ def observation(seed: int, instruction: str = MILK, size: int = 64) -> Observati
 def picture(seed: int, size: int = 64) -> np.ndarray:
     """(size, size, 3) uint8 noise."""
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Set keys of a JSON file; None removes one."""
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))

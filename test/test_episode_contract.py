@@ -1,10 +1,14 @@
 """The contract: one YAML for all, and no key that nobody reads."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from grape_episode.action import EndEffectorDelta, from_policy_units, to_policy_units
 from grape_episode.contract import Contract, ContractError, load_contract
+
+CENTRE_CROP = Path(__file__).parent / 'data' / 'centre_crop.npz'
 
 
 @pytest.fixture
@@ -82,6 +86,42 @@ def test_crop_is_taken_in_fractions_of_the_rotated_picture(data):
 def test_crop_outside_the_picture_is_an_error(data):
     with pytest.raises(ContractError, match='leaves the picture'):
         with_crop(data, [0.6, 0, 0.5, 1])
+
+
+def with_centre_crop(data, area, height, width):
+    data['cameras']['agentview'].update(
+        height=height, width=width, transform={'rotate_deg': 180, 'centre_crop_area': area}
+    )
+    return Contract.from_dict(data)
+
+
+@pytest.mark.parametrize('name', ['noise', 'smooth'])
+def test_the_centre_crop_is_openvlas_to_the_bit(data, name):
+    """A crop in whole pixels (212 of 224) would be another picture than TensorFlow's."""
+    stored = np.load(CENTRE_CROP)
+    upright, expected = stored[f'{name}.in'], stored[f'{name}.out']
+    contract = with_centre_crop(data, 0.9, *upright.shape[:2])
+    assert np.array_equal(contract.apply_image('agentview', np.rot90(upright, 2)), expected)
+
+
+def test_the_whole_picture_as_centre_crop_changes_nothing(data):
+    raw = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    image = with_centre_crop(data, 1.0, 30, 40).apply_image('agentview', raw)
+    assert np.array_equal(image, np.rot90(raw, 2))
+
+
+@pytest.mark.parametrize('area', [0, 1.1, -0.9])
+def test_a_centre_crop_beyond_the_picture_is_an_error(data, area):
+    with pytest.raises(ContractError, match='centre_crop_area'):
+        with_centre_crop(data, area, 30, 40)
+
+
+def test_a_contract_without_centre_crop_is_written_as_it_always_was(data):
+    """Its hash is in manifests and bags."""
+    assert set(data['cameras']['agentview']['transform']) == {'rotate_deg', 'crop'}
+    cropped = load_contract('libero_openvla')
+    assert Contract.from_dict(cropped.to_dict()) == cropped
+    assert cropped.cameras['agentview'].transform.centre_crop_area == 0.9
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """LoRA adapters: which one acts, which one learns, and what is written."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,26 @@ def test_loading_another_adapter_leaves_the_learning_one_learning(engine, tmp_pa
 def test_a_folder_without_adapter_says_what_was_expected(engine, tmp_path):
     with pytest.raises(AdapterError, match=r'expected adapter_config\.json'):
         engine.load_adapter(tmp_path)
+
+
+def test_a_pickled_adapter_says_what_to_do(engine, tmp_path):
+    (tmp_path / 'adapter_config.json').write_text('{}')
+    (tmp_path / 'adapter_model.bin').touch()
+    with pytest.raises(AdapterError, match='save the adapter with safetensors'):
+        engine.load_adapter(tmp_path)
+
+
+@pytest.mark.filterwarnings('ignore:Unexpected keyword')
+@pytest.mark.parametrize(
+    ('change', 'kind'), [({'use_dora': True}, 'DoRA'), ({'peft_type': 'IA3'}, 'IA3')]
+)
+def test_an_adapter_of_another_kind_is_refused(engine, tmp_path, change, kind):
+    engine.adapters.new('tpo', seed=0)
+    engine.adapters.save('tpo', tmp_path / 'a')
+    path = tmp_path / 'a' / 'adapter_config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(AdapterError, match=f'{kind}; expected plain LoRA'):
+        engine.load_adapter(tmp_path / 'a')
 
 
 def test_an_unknown_name_lists_the_residents(engine):

@@ -1,7 +1,6 @@
-"""Our model against what the reference implementation computed (GRAPE_GOLDEN, shared/golden)."""
+"""Our model against what the reference implementation computed (test/data)."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,10 @@ from safetensors.torch import load_file
 
 from grape_policy_node.engine import Engine
 from grape_policy_node.openvla.checkpoint import load_checkpoint
+from grape_policy_node.openvla.snapshot import merged_copy
 
-DEFAULT = Path(__file__).parents[2] / 'shared' / 'golden'
-FOLDER = Path(os.environ.get('GRAPE_GOLDEN', DEFAULT)) / 'openvla_micro'
+FOLDER = Path(__file__).parent / 'data' / 'openvla_micro'
 CASES = range(4)
-
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / 'golden.safetensors').exists(),
-    reason='no reference data: set GRAPE_GOLDEN to the folder that holds openvla_micro',
-)
 
 
 def load(rotary_dtype):
@@ -101,3 +95,16 @@ def test_a_published_layout_adapter_acts_as_in_the_reference(golden):
             golden[f'{case}.pixel_values'][None], golden[f'{case}.input_ids'][None]
         )[0]
         np.testing.assert_array_equal(prediction.token_ids, tokens)
+
+
+def test_a_merged_adapter_equals_the_unmerged_one(golden):
+    engine = Engine(load(torch.float32))
+    engine.set_adapter(engine.load_adapter(FOLDER / 'adapter'))
+    merged = merged_copy(engine.model)
+    assert not any('lora' in name for name, _ in merged.named_parameters())
+    for case in CASES:
+        pixels, ids = golden[f'{case}.pixel_values'][None], golden[f'{case}.input_ids'][None]
+        with torch.no_grad():
+            torch.testing.assert_close(
+                merged(pixels, ids), engine.model(pixels, ids), atol=1e-4, rtol=0
+            )

@@ -1,12 +1,20 @@
 """What goes into the model: the same question and the same pixels, always."""
 
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
-from policy_tiny import DRAWER, MILK, picture, tiny_checkpoint
+from policy_tiny import DRAWER, MILK, edit_json, picture, tiny_checkpoint
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from grape_policy_node.openvla.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from grape_policy_node.openvla.processor import PixelTransform, prompt_text
+from grape_policy_node.openvla.tokenizer import read_tokenizer
 
+SENTENCEPIECE = Path(__file__).parent / 'data' / 'sentencepiece.model'
 PUBLISHED = {
     'image_resize_strategy': 'resize-naive',
     'input_sizes': [[3, 224, 224]] * 2,
@@ -19,6 +27,14 @@ PUBLISHED = {
 def test_prompt_is_openvlas_question_with_a_lower_cased_instruction():
     assert prompt_text('Put the Bowl DOWN') == (
         'In: What action should the robot take to put the bowl down?\nOut:'
+    )
+
+
+def test_version_01_asks_as_vicuna_was_asked():
+    assert prompt_text('Go', 'vicuna') == (
+        'A chat between a curious user and an artificial intelligence assistant. The assistant '
+        "gives helpful, detailed, and polite answers to the user's questions. USER: What action "
+        'should the robot take to go? ASSISTANT:'
     )
 
 
@@ -75,9 +91,93 @@ def test_an_image_of_another_kind_is_refused(wrong):
         ({'image_resize_strategy': 'letterbox'}, 'resize-naive'),
         ({'interpolations': ['bilinear', 'bicubic']}, 'bicubic'),
         ({'input_sizes': [[3, 224, 224], [3, 384, 384]]}, 'different input sizes'),
-        ({'means': None}, 'two vision towers'),
+        ({'means': None}, 'one or two vision towers'),
     ],
 )
 def test_a_pipeline_that_is_not_implemented_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         PixelTransform.from_dict({**PUBLISHED, **change}, 'test')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_checkpoint(tiny_checkpoint(), tmp_path / 'tiny')
+
+
+def words(count, space='▁'):
+    """A tokenizer of so many words, the fourth of which is the lone space."""
+    vocabulary = {'<unk>': 0, '<s>': 1, '</s>': 2, space: 3}
+    vocabulary |= {f'w{index}': index for index in range(4, count)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+@pytest.mark.parametrize('count', [704, 960])
+def test_a_tokenizer_ends_before_the_action_ids_or_with_them(folder, count):
+    words(count).save(str(folder / 'tokenizer.json'))
+    assert load_checkpoint(folder).processor.prompt_ids('w9')[-1] == 3
+
+
+@pytest.mark.parametrize(
+    ('tokenizer', 'message'),
+    [
+        (words(1100), 'has the id 1099, the model has 1024 rows'),
+        (words(961), 'has 961 words; expected 960'),
+        (words(800), 'has 800 words; expected 960'),
+        (words(700, space='x'), r"empty token 3, .* is 'x' in it; expected a lone space"),
+    ],
+)
+def test_a_tokenizer_of_another_vocabulary_is_refused(folder, tokenizer, message):
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+def test_a_small_tokenizer_needs_an_empty_token_of_its_own(folder):
+    """Without that key the vocabulary is Llama-2's, whose last words are the actions."""
+    edit_json(folder / 'config.json', empty_token_id=None)
+    with pytest.raises(CheckpointError, match='expected 960'):
+        load_checkpoint(folder)
+
+
+def test_a_tokenizer_with_another_bos_is_refused(folder):
+    config = {'bos_token_id': 2}
+    text = load_checkpoint(folder).model.spec.text
+    edit_json(folder / 'config.json', text_config=text | config)
+    with pytest.raises(CheckpointError, match='bos_token_id 2 in config.json'):
+        load_checkpoint(folder)
+
+
+def test_padding_and_truncation_left_in_the_file_do_not_count(folder):
+    expected = load_checkpoint(folder).processor.prompt_ids(MILK)
+    tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(5)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    assert load_checkpoint(folder).processor.prompt_ids(MILK) == expected
+
+
+def test_a_broken_tokenizer_is_named(folder):
+    (folder / 'tokenizer.json').write_text('{}')
+    with pytest.raises(CheckpointError, match=r'tokenizer\.json is not a readable tokenizer'):
+        load_checkpoint(folder)
+
+
+def test_a_sentencepiece_model_is_converted_with_the_same_ids(tmp_path):
+    """The expected ids are sentencepiece's own; the newline is a byte of its fallback."""
+    pytest.importorskip('sentencepiece')
+    shutil.copy(SENTENCEPIECE, tmp_path / 'tokenizer.model')
+    tokenizer = read_tokenizer(tmp_path)
+    ids = tokenizer.encode(prompt_text('pick up the cup'), add_special_tokens=False).ids
+    assert ids == [
+        287, 392, 299, 304, 305, 261, 303, 302, 292, 301, 293, 261, 325, 393, 13, 369, 392,
+    ]  # fmt: skip
+    assert tokenizer.token_to_id('▁') == 376
+
+
+def test_a_sentencepiece_model_without_its_library_says_what_to_run(tmp_path, monkeypatch):
+    shutil.copy(SENTENCEPIECE, tmp_path / 'tokenizer.model')
+    monkeypatch.setitem(sys.modules, 'sentencepiece', None)
+    with pytest.raises(CheckpointError, match='pip install sentencepiece'):
+        read_tokenizer(tmp_path)

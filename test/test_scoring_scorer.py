@@ -62,6 +62,28 @@ def test_two_runs_write_the_same_bytes(bags, tmp_path):
     assert texts[0] == texts[1]
 
 
+def test_several_processes_write_the_same_table_and_resume(tmp_path):
+    folder = tmp_path / 'bags'
+    folder.mkdir()
+    many = [
+        record(folder, make_trial((REACH,), episode_id=f'trial-{k}', init_state=k))
+        for k in range(17)
+    ]
+    one, two = tmp_path / 'one.csv', tmp_path / 'two.csv'
+    score_bags(many, COMPLETION, one)
+
+    def stop_after_three(done, total, row):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_bags(many, COMPLETION, two, stop_after_three, jobs=2)
+    assert len(read_scores(two)) == 3
+    report = score_bags(many, COMPLETION, two, jobs=2)
+    assert report.resumed == 3
+    assert two.read_bytes() == one.read_bytes()
+
+
 def test_scored_bags_are_not_scored_again(bags, tmp_path):
     out = tmp_path / 'scores.csv'
     assert score_bags(bags[:2], COMPLETION, out).resumed == 0

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from grape_bringup import cli_bag, cli_data, cli_loop, cli_rollouts, cli_train
+from grape_bringup import (
+    cli_bag,
+    cli_checkpoint,
+    cli_costs,
+    cli_data,
+    cli_loop,
+    cli_rollouts,
+    cli_serve,
+    cli_stages,
+    cli_train,
+)
 from grape_bringup.cli_console import readable_errors, set_up_logging
 
 app = typer.Typer(
@@ -23,6 +33,9 @@ app = typer.Typer(
 )
 train_app = typer.Typer(no_args_is_help=True, help='Train a policy (sft) or an adapter (tpo).')
 bag_app = typer.Typer(no_args_is_help=True, help='Look at recorded bags and repair them.')
+costs_app = typer.Typer(no_args_is_help=True, help='Look at cost programs.')
+stages_app = typer.Typer(no_args_is_help=True, help='Which stages a task has, and where they are.')
+checkpoint_app = typer.Typer(no_args_is_help=True, help='Look at policies and check them.')
 
 app.command('demo')(cli_loop.demo)
 app.command('doctor')(cli_loop.doctor)
@@ -34,11 +47,20 @@ app.command('collect')(cli_rollouts.collect)
 app.command('score')(cli_data.score)
 app.command('pair')(cli_data.pair)
 app.command('evaluate')(cli_rollouts.evaluate)
+app.command('serve')(cli_serve.serve)
 app.command('iterate')(cli_loop.iterate)
 app.command('report')(cli_loop.report)
 app.add_typer(bag_app, name='bag')
 bag_app.command('info')(cli_bag.info)
 bag_app.command('recover')(cli_bag.recover)
+app.add_typer(costs_app, name='costs')
+costs_app.command('check')(cli_costs.check)
+app.add_typer(stages_app, name='stages')
+stages_app.command('propose')(cli_stages.propose)
+stages_app.command('show')(cli_stages.show)
+app.add_typer(checkpoint_app, name='checkpoint')
+checkpoint_app.command('info')(cli_checkpoint.info)
+checkpoint_app.command('verify')(cli_checkpoint.verify)
 
 
 @app.callback()

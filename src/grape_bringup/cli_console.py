@@ -41,7 +41,22 @@ INTERRUPTED_CODE = 130
 
 console = Console(highlight=False)
 
-Policy = Annotated[Path, typer.Option('--policy', help='Policy folder (OpenVLA layout).')]
+
+def policy_folder(name: Path | None) -> Path | None:
+    """Return a policy's folder; a Hugging Face hub id is looked up in the cache, or fetched."""
+    from grape_policy_node.openvla.hub import resolve_folder
+
+    return None if name is None else resolve_folder(name)
+
+
+Policy = Annotated[
+    Path,
+    typer.Option(
+        '--policy',
+        help='Policy folder (OpenVLA layout), or a Hugging Face hub id.',
+        callback=policy_folder,
+    ),
+]
 Adapter = Annotated[
     Path | None, typer.Option('--adapter', help='LoRA adapter folder; without it, the base.')
 ]

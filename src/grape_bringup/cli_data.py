@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ def score(
         str, typer.Option(help='completion, safety, efficiency, or a YAML file.')
     ] = 'completion',
     out: Annotated[Path, typer.Option(help='The score table (CSV).')] = Path('scores.csv'),
+    jobs: Annotated[int, typer.Option(min=0, help='Processes; 0: one a core.')] = 0,
 ) -> None:
     """Score trials: stage costs, R_ext, R_self, success, R_GCPG."""
     from grape_episode.bag import find_bags
@@ -29,6 +31,7 @@ def score(
             settings,
             out,
             lambda done, total, row: bar.update(done, total, row.status),
+            jobs or len(os.sched_getaffinity(0)),
         )
     for row in report.rows:
         if row.r_gcpg is None:

@@ -13,7 +13,6 @@ from grape_bringup.cli_console import (
     EpisodeBar,
     InitStates,
     MaxSteps,
-    Policy,
     Rendering,
     Resume,
     Seed,
@@ -22,12 +21,29 @@ from grape_bringup.cli_console import (
     UsageError,
     Workers,
     console,
+    policy_folder,
 )
 from grape_bringup.cli_data import require_new
 
 if TYPE_CHECKING:
+    from grape_bringup.graph import GraphSetup
     from grape_bringup.manifest import EpisodeRecord
+    from grape_bringup.remote_policy import RemotePolicy
 
+PolicyOrServer = Annotated[
+    str,
+    typer.Option(
+        '--policy', help='Policy folder (OpenVLA layout), or a policy server: ws://HOST:PORT.'
+    ),
+]
+RemoteSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        '--remote',
+        metavar='NAME=VALUE',
+        help='Of a policy server: token_file=F, protocol=openpi, gripper=libero ...; repeatable.',
+    ),
+]
 Out = Annotated[Path, typer.Option('--out', help='Folder for the bags.')]
 HELD = 'it may hold episodes'
 
@@ -73,7 +89,7 @@ def demos(
 
 
 def collect(
-    policy: Policy,
+    policy: PolicyOrServer,
     task: Tasks,
     init_states: InitStates,
     out: Out,
@@ -86,30 +102,28 @@ def collect(
     rendering: Rendering = 'auto',
     contract: ContractName = '',
     unnorm_key: UnnormKey = '',
+    remote: RemoteSettings = None,
     resume: Resume = True,
 ) -> None:
     """Sample trials of a policy, each recorded as a bag."""
-    from grape_bringup.graph import GraphSetup
     from grape_bringup.pool import Pool
-    from grape_bringup.rollouts import check_cells, check_policy, played_by, trial_requests
-    from grape_episode.contract import contract_of_policy
+    from grape_bringup.rollouts import check_cells, played_by, trial_requests
     from grape_trainer.evaluation import parse_init_states
 
     require_new(out, resume, HELD)
-    check_policy(policy, adapter)
+    source = _find_policy(policy, adapter, unnorm_key, remote or [])
     cells = check_cells(task, parse_init_states(init_states))
     requests = trial_requests(cells, trials, seed, temperature, max_steps)
-    contract = contract or contract_of_policy(policy)
-    setup = GraphSetup(policy, unnorm_key, contract, rendering)
+    setup = _setup(source, unnorm_key, contract, rendering, out / 'logs')
     with EpisodeBar('collect') as bar, Pool(setup, out / 'logs', workers) as pool:
-        by = played_by(contract, rendering, policy, adapter)
+        by = played_by(setup.contract, rendering, source, adapter)
         records = pool.run(requests, out, by, adapter, bar.update)
         console.print(f'{out}: {len(records)} trials, {bar.summary()}')
     _fail_on_errors(records)
 
 
 def evaluate(
-    policy: Policy,
+    policy: PolicyOrServer,
     task: Tasks,
     init_states: InitStates,
     json_path: Annotated[Path, typer.Option('--json', help='Where the statistics go.')],
@@ -123,26 +137,24 @@ def evaluate(
     rendering: Rendering = 'auto',
     contract: ContractName = '',
     unnorm_key: UnnormKey = '',
+    remote: RemoteSettings = None,
     resume: Resume = True,
 ) -> None:
     """Evaluate a policy greedily: success with n and its 95 % Wilson interval."""
     from grape_bringup import rollouts
-    from grape_bringup.graph import GraphSetup
     from grape_bringup.pool import Pool
-    from grape_episode.contract import contract_of_policy
-    from grape_trainer.evaluation import assert_disjoint, parse_init_states, training_states
+    from grape_trainer.evaluation import assert_disjoint, parse_init_states
 
     bags = out or json_path.with_name(f'{json_path.stem}_bags')
     require_new(bags, resume, HELD)
-    rollouts.check_policy(policy, adapter)
+    source = _find_policy(policy, adapter, unnorm_key, remote or [])
     cells = rollouts.check_cells(task, parse_init_states(init_states))
-    assert_disjoint(training_states(policy, adapter), cells)
-    contract = contract or contract_of_policy(policy)
-    setup = GraphSetup(policy, unnorm_key, contract, rendering)
+    assert_disjoint(rollouts.learned_from(source, adapter), cells)
+    setup = _setup(source, unnorm_key, contract, rendering, bags / 'logs')
     with EpisodeBar('evaluate') as bar, Pool(setup, bags / 'logs', workers) as pool:
-        by = rollouts.played_by(contract, rendering, policy, adapter)
+        by = rollouts.played_by(setup.contract, rendering, source, adapter)
         found = rollouts.evaluate(
-            pool, cells, bags, json_path, policy, adapter, by, seed, max_steps, bar.update
+            pool, cells, bags, json_path, source, adapter, by, seed, max_steps, bar.update
         )
     console.print(f'{json_path}: {summary_line(found)}')
     if found['n'] == 0:
@@ -157,6 +169,54 @@ def summary_line(found: dict[str, object]) -> str:
         f'success {found["success"]:.2f} (n {found["n"]}, 95 % {found["wilson_low"]:.2f}-'
         f'{found["wilson_high"]:.2f}), {found["errors"]} errors'
     )
+
+
+def _find_policy(
+    policy: str, adapter: Path | None, unnorm_key: str, remote: list[str]
+) -> Path | RemotePolicy:
+    """Check the policy's folder, or ask its server, before anything is started."""
+    from grape_bringup.remote_policy import ask_server
+    from grape_bringup.rollouts import check_policy
+    from grape_policy_node.remote.options import is_url
+
+    if not is_url(policy):
+        if remote:
+            raise UsageError(
+                f"--remote {remote[0]} is of a policy server, and --policy '{policy}' is a "
+                'folder; give --policy ws://HOST:PORT'
+            )
+        folder = policy_folder(Path(policy))
+        check_policy(folder, adapter)
+        return folder
+    found = ask_server(policy, remote, adapter, unnorm_key)
+    if not found.has_log_probs:
+        console.print(
+            f'note: {policy} gives no log-probabilities and samples as it likes. Its trials can '
+            'be evaluated, and ranked with lambda_self: 0; they have no R_self, and TPO refuses '
+            'them.',
+            soft_wrap=True,
+        )
+    if found.silent_about:
+        console.print(
+            f'note: {policy} does not say which initial states its '
+            f'{" and its ".join(found.silent_about)} learned from: whether the ones asked for '
+            'are among them is not known.',
+            soft_wrap=True,
+        )
+    return found
+
+
+def _setup(
+    source: Path | RemotePolicy, unnorm_key: str, contract: str, rendering: str, logs: Path
+) -> GraphSetup:
+    """Return the graph of a policy, under its own contract where none is asked for."""
+    from grape_bringup.graph import GraphSetup
+    from grape_episode.contract import contract_of_policy
+
+    if isinstance(source, Path):
+        return GraphSetup(source, unnorm_key, contract or contract_of_policy(source), rendering)
+    contract = contract or source.contract_in(logs)
+    return GraphSetup(None, unnorm_key, contract, rendering, remote=source.options)
 
 
 def _fail_on_errors(records: list[EpisodeRecord]) -> None:

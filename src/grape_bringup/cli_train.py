@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from grape_bringup.cli_console import Adapter, Policy, ProgressBar, Resume, console
+from grape_bringup.cli_console import Adapter, Policy, ProgressBar, Resume, console, policy_folder
 from grape_bringup.interruption import Interrupted
 
 # Weights below this size are a tiny policy's, for which the paper's learning rates are too small.
@@ -26,7 +27,10 @@ def sft(
     bags: Annotated[list[Path], typer.Option(help='Folder of bags; repeatable.')],
     out: Out,
     policy: Annotated[
-        Path | None, typer.Option(help='Policy to go on from; without it, a fresh one.')
+        Path | None,
+        typer.Option(
+            help='Policy to go on from; without it, a fresh one.', callback=policy_folder
+        ),
     ] = None,
     architecture: Annotated[
         Path | None, typer.Option(help='YAML of a fresh policy; default: grape_tiny.yaml.')
@@ -96,12 +100,15 @@ def train_adapter(
     bar: ProgressBar,
     resume: bool = True,
 ) -> object:
-    """Run `train_tpo` and keep beside the adapter which initial states it has seen.
+    """Run `train_tpo`; keep beside the adapter which initial states it has seen.
+
+    An adapter that was trained further keeps the action statistics of the one it came from.
 
     Raises:
         Interrupted: Ctrl-C; the checkpoint is kept.
 
     """
+    from grape_policy_node.openvla.folder import STATISTICS
     from grape_trainer.evaluation import training_states, write_training_states
     from grape_trainer.scoring.preference import read_pairs
     from grape_trainer.train_tpo import train_tpo
@@ -110,6 +117,8 @@ def train_adapter(
     stop_if(result.interrupted)
     states = {(pair.task, pair.init_state) for pair in read_pairs(pairs).pairs}
     write_training_states(out, states | training_states(adapter))
+    if adapter is not None and (adapter / STATISTICS).is_file():
+        shutil.copyfile(adapter / STATISTICS, out / STATISTICS)
     return result
 
 

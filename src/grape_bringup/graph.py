@@ -20,6 +20,7 @@ from grape_bringup.node_process import NodeProcess, NodeSpec
 from grape_bringup.ros_environment import claim_domain_id, ros_environment
 from grape_episode.contract import load_contract
 from grape_episode.outcome import Outcome
+from grape_policy_node.remote.options import RemoteOptions
 
 START_TIMEOUT_S = 120.0
 BUILD_S = 90.0  # a simulator is built well within it
@@ -45,8 +46,8 @@ class _BrokenError(Exception):
 class GraphSetup:
     """What all episodes of a run have in common.
 
-    policy None: the scripted expert acts, and no policy node is started. dump_tensors: folder
-    for the pixel tensors that the policy sees, '' for none.
+    Neither policy nor remote: the scripted expert acts, and no policy node is started.
+    dump_tensors: folder for the pixel tensors that a local policy sees, '' for none.
     """
 
     policy: Path | None = None
@@ -55,6 +56,12 @@ class GraphSetup:
     rendering: str = 'auto'
     step_timeout_s: float = 30.0
     dump_tensors: str = ''
+    remote: RemoteOptions | None = None  # of a policy on a server, instead of `policy`
+
+    @property
+    def has_policy(self) -> bool:
+        """Say whether a policy acts, and not the expert."""
+        return self.policy is not None or self.remote is not None
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,9 @@ class Graph:
             GraphError: the policy node refuses it.
 
         """
-        self._adapter = None if path is None else path.resolve()
+        if path is not None and self.setup.remote is None:
+            path = path.resolve()
+        self._adapter = path  # of a remote policy: on the server's machine
         if self._adapter == self._loaded or 'policy_node' not in self._processes:
             return
         future = self._client.load_adapter(str(self._adapter or ''))
@@ -216,7 +225,7 @@ class Graph:
 
     def _specs(self) -> list[NodeSpec]:
         setup = self.setup
-        participants = ['recorder'] if setup.policy is None else ['policy', 'recorder']
+        participants = ['policy', 'recorder'] if setup.has_policy else ['recorder']
         specs = [
             NodeSpec(
                 'bridge_node',
@@ -234,23 +243,25 @@ class Graph:
                 {'output_dir': str(self._bags), 'contract': setup.contract},
             ),
         ]
-        if setup.policy is not None:
+        if setup.has_policy:
             parameters = {
-                'policy': str(setup.policy.resolve()),
                 'adapter': str(self._adapter or ''),
                 'unnorm_key': setup.unnorm_key,
                 'contract': setup.contract,
-                'torch_threads': 1,
                 'dump_tensors': setup.dump_tensors,
                 'autostart': True,
             }
+            if setup.remote is None:
+                parameters |= {'policy': str(setup.policy.resolve()), 'torch_threads': 1}
+            else:
+                parameters |= {'backend': 'remote', **setup.remote.parameters()}
             specs.append(NodeSpec('policy_node', 'grape_policy_node.policy_node', parameters))
         return specs
 
     def _wait_until_ready(self, cancel: threading.Event | None) -> None:
         client, deadline = self._client, time.monotonic() + START_TIMEOUT_S
         ready = {'bridge_node': client.bridge_is_ready, 'recorder_node': client.recorder_is_ready}
-        if self.setup.policy is not None:
+        if self.setup.has_policy:
             ready['policy_node'] = client.policy_is_ready
 
         def waiting() -> bool:
@@ -264,7 +275,7 @@ class Graph:
             return True
 
         self._wait(lambda: waiting() and in_time())
-        if self.setup.policy is not None:
+        if self.setup.has_policy:
             # It answers once it spins, and it spins once it is active.
             ready = {'policy_node': client.policy_answers}
             self._wait(lambda: waiting() and in_time())

@@ -16,6 +16,7 @@ from grape_bringup.graph import GraphSetup
 from grape_bringup.pool import Pool, PoolError
 from grape_bringup.rollouts import check_cells, check_policy, evaluate, played_by, trial_requests
 from grape_episode.contract import contract_of_policy
+from grape_policy_node.openvla.hub import resolve_folder
 from grape_trainer.iteration import IterateConfig, run_iterations
 
 SOURCE_TREE = Path(__file__).resolve().parents[2]
@@ -32,6 +33,7 @@ def run_experiment(config: IterateConfig, run: Path) -> Path:
 
     """
     policy = find_path(config.policy)
+    policy = policy if policy.exists() else resolve_folder(config.policy)
     check_policy(policy)
     with ExitStack() as stack:
         steps = GraphSteps(config, run, policy, stack)

@@ -17,9 +17,11 @@ from pathlib import Path
 from grape_bringup.graph import EpisodeRequest
 from grape_bringup.manifest import EpisodeRecord
 from grape_bringup.pool import OnRecord, Pool
+from grape_bringup.remote_policy import RemotePolicy
 from grape_episode.contract import load_contract
 from grape_episode.outcome import Outcome
 from grape_episode.version import code_version
+from grape_policy_node.remote.options import is_url
 from grape_trainer.evaluation import (
     EpisodeResult,
     assert_disjoint,
@@ -152,6 +154,11 @@ def check_policy(policy: Path, adapter: Path | None = None) -> None:
         RolloutError: says what was expected and how to make one.
 
     """
+    if is_url(policy):
+        raise RolloutError(
+            f"'{policy}' is a policy server; this command needs the weights themselves: a "
+            "checkpoint folder. 'grape collect' and 'grape evaluate' take a server."
+        )
     if not (policy / 'config.json').is_file():
         raise RolloutError(
             f"There is no policy in '{policy}' (no config.json); expected a checkpoint folder as "
@@ -165,7 +172,10 @@ def check_policy(policy: Path, adapter: Path | None = None) -> None:
 
 
 def played_by(
-    contract: str, rendering: str, policy: Path | None = None, adapter: Path | None = None
+    contract: str,
+    rendering: str,
+    policy: Path | RemotePolicy | None = None,
+    adapter: Path | None = None,
 ) -> dict[str, object]:
     """Return what an episode is a function of, beside its request; kept in the manifest."""
     text = json.dumps(load_contract(contract).to_dict(), sort_keys=True)
@@ -173,7 +183,9 @@ def played_by(
         'contract_sha256': hashlib.sha256(text.encode()).hexdigest(),
         'rendering': rendering,
     }
-    if policy is not None:
+    if isinstance(policy, RemotePolicy):
+        about |= policy.played_by()
+    elif policy is not None:
         # Reads hundreds of libraries (5 s): not at the top.
         from grape_policy_node.adapters import BASE, adapter_id
         from grape_policy_node.openvla.checkpoint import folder_sha256
@@ -183,12 +195,19 @@ def played_by(
     return about
 
 
+def learned_from(policy: Path | RemotePolicy, adapter: Path | None) -> set[tuple[str, int]]:
+    """Return the (task, initial state) that a policy is known to have learned from."""
+    if isinstance(policy, RemotePolicy):
+        return set(policy.learned_from)
+    return training_states(policy, adapter)
+
+
 def evaluate(
     pool: Pool,
     cells: Sequence[tuple[str, int]],
     folder: Path,
     out_json: Path,
-    policy: Path,
+    policy: Path | RemotePolicy,
     adapter: Path | None = None,
     by: dict[str, object] | None = None,
     run_seed: int = 0,
@@ -202,7 +221,7 @@ def evaluate(
         cells: (task, initial state).
         folder: for the bags.
         out_json: for the statistics; see evaluation.evaluation_dict.
-        policy: checkpoint folder.
+        policy: checkpoint folder, or a policy on a server.
         adapter: None for the base policy.
         by: of `played_by`.
         run_seed: names the episodes; a greedy policy draws nothing.
@@ -213,7 +232,7 @@ def evaluate(
         InitStateError: the policy or the adapter has learned from some of the cells.
 
     """
-    assert_disjoint(training_states(policy, adapter), cells)
+    assert_disjoint(learned_from(policy, adapter), cells)
     by = by or {}
     requests = trial_requests(cells, 1, run_seed, 0.0, max_steps)
     records = pool.run(requests, folder, by, adapter, on_record)
@@ -225,6 +244,8 @@ def evaluate(
     for episode, record in zip(content['episodes'], records, strict=True):
         episode['bag'] = str((folder / record.bag).resolve()) if record.bag else ''
     content['config'] = {**by, 'temperature': 0.0, 'max_steps': max_steps, 'seed': run_seed}
+    if isinstance(policy, RemotePolicy):
+        content['training_states_unknown_of'] = list(policy.silent_about)
     content['code_version'] = code_version()
     out_json.parent.mkdir(parents=True, exist_ok=True)
     partial = out_json.with_name(out_json.name + '.partial')

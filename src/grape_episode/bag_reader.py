@@ -21,6 +21,7 @@ from grape_episode.messages import EventKind
 from grape_episode.outcome import Outcome
 
 BROKE_OFF = (Outcome.ERROR, Outcome.INTERRUPTED)
+HELD = 2  # PolicyStep.VERDICT_HELD
 LEAVE_OUT = 'The recording is incomplete: leave this episode out.'
 
 
@@ -52,7 +53,10 @@ def _messages(
     path: Path, contract: Contract, info: EpisodeInfo, images: bool
 ) -> dict[str, list[Any]]:
     """Deserialise what belongs to the episode, topic -> messages in recorded order."""
-    found = {t.name: [] for t in contract.topics if images or t.role != 'image'}
+    left_out = {'depth', 'camera_info', 'camera_pose'} | (
+        set() if images else {'image'}
+    )  # rgbd.py
+    found = {t.name: [] for t in contract.topics if t.role not in left_out}
     store = get_typestore(Stores.ROS2_KILTED)
     with open_bag(path) as reader:
         chosen = [c for c in reader.connections if c.topic in found]
@@ -97,9 +101,9 @@ class _Bag:
             gripper_command=self._finite(
                 track, np.array([m.gripper_opening for m in steps], np.float64)
             ),
-            action_token_ids=self._rows(track, [m.action_token_ids for m in steps], np.int64),
+            action_token_ids=self._tokens(track, steps, 'action_token_ids', np.int64),
             token_log_probs=self._finite(
-                track, self._rows(track, [m.token_log_probs for m in steps], np.float32)
+                track, self._tokens(track, steps, 'token_log_probs', np.float32)
             ),
             temperature=float(steps[0].temperature) if steps else self.info.temperature,
             verdict=np.array([m.verdict for m in steps], np.uint8),
@@ -245,6 +249,16 @@ class _Bag:
                 'infinite. Leave this episode out.'
             )
         return values
+
+    def _tokens(self, topic: str, steps: list[Any], field: str, dtype: type) -> np.ndarray:
+        """Return a row a step, or (T, 0): one held step without tokens leaves no likelihood.
+
+        The arm is held without an answer of the policy where its server was away.
+        """
+        rows = [getattr(step, field) for step in steps]
+        if any(len(r) == 0 and s.verdict == HELD for r, s in zip(rows, steps, strict=True)):
+            return np.zeros((len(rows), 0), dtype)
+        return self._rows(topic, rows, dtype)
 
     def _rows(self, topic: str, rows: list[Any], dtype: type) -> np.ndarray:
         for step, row in enumerate(rows):

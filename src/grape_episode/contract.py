@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from grape_episode.centre_crop import centre_crop
 
 ROLES = (
     'image',
+    'depth',
+    'camera_info',
+    'camera_pose',
     'joint_state',
     'ee_pose',
     'instruction',
@@ -50,13 +63,15 @@ class TopicSpec(_Strict):
 
 
 class ImageTransform(_Strict):
-    """From the camera's picture to what the policy sees: rotation first, then crop.
+    """From the camera's picture to what the policy sees: rotation, then crop, then centre crop.
 
-    `crop` is (top, left, height, width) as fractions of the rotated picture.
+    `crop` is (top, left, height, width) as fractions of the rotated picture, in whole pixels.
+    `centre_crop_area` is OpenVLA's: the centre of that area, resized back (see centre_crop.py).
     """
 
     rotate_deg: Literal[0, 180] = 0
     crop: tuple[float, float, float, float] | None = None
+    centre_crop_area: float | None = Field(None, gt=0, le=1)
 
     @model_validator(mode='after')
     def _crop_is_inside(self) -> ImageTransform:
@@ -67,15 +82,45 @@ class ImageTransform(_Strict):
                 raise ValueError(f'crop {self.crop} leaves the picture; expected fractions of it')
         return self
 
+    @model_serializer(mode='wrap')
+    def _without_unused(self, handler: Callable[[ImageTransform], dict]) -> dict:
+        """Leave the newer key out where it is not used: contracts keep their hash."""
+        data = handler(self)
+        if data['centre_crop_area'] is None:
+            del data['centre_crop_area']
+        return data
+
+
+class DepthSpec(_Strict):
+    """A camera's depth, pixel for pixel with its picture, and what lifts it (see rgbd.py).
+
+    `camera_info` (sensor_msgs/CameraInfo) and `camera_pose` (geometry_msgs/TransformStamped, from
+    the optical frame to `base_frame`) are topics; the camera stands still during an episode.
+    """
+
+    topic: str
+    encoding: Literal['32FC1', '16UC1'] = '32FC1'  # m, mm (REP 118)
+    camera_info: str
+    camera_pose: str
+
 
 class CameraSpec(_Strict):
-    """A camera's topic, its raw format and its transform."""
+    """A camera's topic, its raw format and its transform; depth where it has it."""
 
     topic: str
     encoding: Literal['rgb8'] = 'rgb8'
     height: int = Field(ge=14)
     width: int = Field(ge=14)
     transform: ImageTransform = ImageTransform()
+    depth: DepthSpec | None = None
+
+    @model_serializer(mode='wrap')
+    def _without_unused(self, handler: Callable[[CameraSpec], dict]) -> dict:
+        """Leave depth out where there is none: contracts keep their hash."""
+        data = handler(self)
+        if data['depth'] is None:
+            del data['depth']
+        return data
 
 
 class ActionSpec(_Strict):
@@ -113,9 +158,20 @@ class Contract(_Strict):
         for camera, spec in self.cameras.items():
             if spec.topic not in images:
                 raise ValueError(f"camera '{camera}': topic '{spec.topic}' has no image entry")
+            self._check_depth(camera, spec.depth)
         for role in ('policy_step', 'episode_event'):
             self._only(role)
         return self
+
+    def _check_depth(self, camera: str, depth: DepthSpec | None) -> None:
+        wanted = {
+            'depth': depth and depth.topic,
+            'camera_info': depth and depth.camera_info,
+            'camera_pose': depth and depth.camera_pose,
+        }
+        for role, name in wanted.items():
+            if name and name not in {topic.name for topic in self.topics if topic.role == role}:
+                raise ValueError(f"camera '{camera}': topic '{name}' has no {role} entry")
 
     def _only(self, role: str) -> TopicSpec:
         found = [topic for topic in self.topics if topic.role == role]
@@ -142,7 +198,7 @@ class Contract(_Strict):
         """
         missing = {}
         for topic in self.topics:
-            expected = steps if topic.role in ('image', 'policy_step') else steps + 1
+            expected = steps if topic.role in ('image', 'depth', 'policy_step') else steps + 1
             if topic.per_step and counts.get(topic.name, 0) < expected:
                 missing[topic.name] = expected - counts.get(topic.name, 0)
         return missing
@@ -212,6 +268,8 @@ class Contract(_Strict):
             rows = slice(round(top * spec.height), round((top + height) * spec.height))
             columns = slice(round(left * spec.width), round((left + width) * spec.width))
             image = image[rows, columns]
+        if spec.transform.centre_crop_area is not None:
+            image = centre_crop(image, spec.transform.centre_crop_area)
         return np.ascontiguousarray(image)
 
 

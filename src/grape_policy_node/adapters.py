@@ -25,6 +25,7 @@ from grape_policy_node.openvla.model import OpenVLA
 BASE = 'base'
 WEIGHTS = 'adapter_model.safetensors'
 CONFIG = 'adapter_config.json'
+PICKLED = 'adapter_model.bin'
 RANK = 32
 ALPHA = 16
 # peft's 'all-linear' wants a transformers model, so the layers are named (research: OpenVLA's are
@@ -45,8 +46,10 @@ def adapter_id(path: str | Path) -> str:
     weights = path / WEIGHTS
     if not weights.is_file() or not (path / CONFIG).is_file():
         found = sorted(p.name for p in path.iterdir()) if path.is_dir() else 'no folder'
+        pickled = (path / PICKLED).is_file()
+        todo = f'. {PICKLED} is not read: save the adapter with safetensors' if pickled else ''
         raise AdapterError(
-            f'{path} is no adapter folder: expected {CONFIG} and {WEIGHTS}, found {found}'
+            f'{path} is no adapter folder: expected {CONFIG} and {WEIGHTS}, found {found}{todo}'
         )
     return f'{path.resolve().name}-{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}'
 
@@ -104,6 +107,9 @@ class AdapterSet:
             state = load_file(str(path / WEIGHTS))
         except Exception as error:  # peft, json and safetensors each raise their own types
             raise AdapterError(f'{path} is not a readable LoRA adapter: {error}') from error
+        if not isinstance(config, LoraConfig) or config.use_dora:
+            kind = 'DoRA' if isinstance(config, LoraConfig) else config.peft_type
+            raise AdapterError(f'{path} is an adapter of kind {kind}; expected plain LoRA')
         state = self._without_base(state, path)
         active = self._active
         learning = active != BASE and any(p.requires_grad for p in self.parameters(active))
@@ -241,5 +247,5 @@ def _never_run(model: OpenVLA) -> str:
     last = [tower.depth - 1 for tower in model.spec.towers]
     return (
         rf'vision_backbone\.(featurizer\.blocks\.{last[0]}\..*'
-        rf'|fused_featurizer\.blocks\.{last[1]}\..*|(fused_)?featurizer\.attn_pool\..*)'
+        rf'|fused_featurizer\.blocks\.{last[-1]}\..*|(fused_)?featurizer\.attn_pool\..*)'
     )

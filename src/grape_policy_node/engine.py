@@ -19,7 +19,12 @@ import torch.nn.functional as F  # noqa: N812
 
 from grape_policy_node.action_tokens import ACTION_DIMS, ActionTokenizer, NormStats
 from grape_policy_node.adapters import BASE, AdapterSet
-from grape_policy_node.openvla.checkpoint import Checkpoint, folder_sha256, load_checkpoint
+from grape_policy_node.openvla.checkpoint import (
+    Checkpoint,
+    folder_sha256,
+    load_checkpoint,
+    with_adapter_statistics,
+)
 from grape_policy_node.openvla.decoding import TokenChoice, exponential_noise
 from grape_policy_node.openvla.quantize import quantize_language_model
 from grape_policy_node.openvla.snapshot import ActingModel
@@ -79,6 +84,7 @@ class Engine:
         self.adapters = AdapterSet(checkpoint.model)
         self.policy_sha256 = policy_sha256
         self.unnorm_key, self.norm_stats = checkpoint.norm_stats(unnorm_key)
+        self._statistics = {BASE: (self.unnorm_key, self.norm_stats)}  # by adapter
         spec = checkpoint.model.spec
         self.action_tokenizer = ActionTokenizer(spec.vocab_size, spec.action_bins)
         self._acting = ActingModel(
@@ -115,6 +121,8 @@ class Engine:
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == 'cpu' else torch.bfloat16
         checkpoint = load_checkpoint(policy_dir, dtype, 'cpu' if quantize else device)
+        if adapter:
+            checkpoint = with_adapter_statistics(checkpoint, adapter)
         if quantize:
             quantize_language_model(checkpoint.model, quantize, device)
             checkpoint.model.to(device)
@@ -123,17 +131,36 @@ class Engine:
         return engine
 
     @property
+    def needs_warm_up(self) -> bool:
+        """Whether the first step of a shape takes much longer than the next ones."""
+        return self._acting.runtime != 'eager'
+
+    @property
     def adapter_id(self) -> str:
         """Id of the active adapter, or 'base'."""
         return self.adapters.active
 
     def load_adapter(self, path: str | Path) -> str:
-        """Make an adapter resident; return its id. The active one stays active."""
-        return self.adapters.load(path)
+        """Make an adapter resident; return its id. The active one stays active.
+
+        Its actions are in the units of the data it was trained on: by the statistics in its
+        folder, where there are some.
+        """
+        adapted, own = with_adapter_statistics(self.checkpoint, path), None
+        if adapted is not self.checkpoint:
+            only = len(adapted.statistics) == 1
+            own = adapted.norm_stats(None if only else self.unnorm_key)
+        name = self.adapters.load(path)
+        if own is not None:
+            self._statistics[name] = own
+        return name
 
     def set_adapter(self, name: str) -> None:
         """Switch to a resident adapter, or to 'base'. For acting: no weight is trainable."""
         self.adapters.activate(name or BASE)
+        self.unnorm_key, self.norm_stats = self._statistics.get(
+            self.adapters.active, self._statistics[BASE]
+        )
 
     def warm_up(self, instruction: str, temperature: float = 0.0) -> float:
         """Prepare for this prompt before the first command; return a step's milliseconds.

@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Vector3
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped, Vector3
 from grape.msg import EpisodeEvent, PolicyStep
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, JointState
 
-from grape_policy_node.engine import Prediction
+from grape_policy_node.backend import Decision, Player, Start
 from grape_policy_node.safety import Gated
 
 SOURCE = 'policy'
@@ -27,39 +27,51 @@ class RunningEpisode:
     """The episode that the policy acts in, from START to STOP.
 
     Attributes:
-        episode_id, instruction, temperature: as START says.
-        generator: seeded with START's seed; the same seed plays the same episode again.
+        start: as START says.
+        player: chooses the actions.
+        temperature: that is recorded; NaN where the policy samples as it likes.
         step: control steps taken.
         gripper_opening: as last commanded; held when a command is refused.
     """
 
-    episode_id: str
-    instruction: str
+    start: Start
+    player: Player = field(repr=False)
     temperature: float
-    generator: torch.Generator = field(repr=False)
     step: int = 0
     gripper_opening: float = 1.0
 
-    @classmethod
-    def from_start(cls, event: EpisodeEvent, latched_instruction: str) -> RunningEpisode:
-        """Read START; without an instruction in it, the latched topic's counts.
+    @property
+    def episode_id(self) -> str:
+        """The episode's name."""
+        return self.start.episode_id
 
-        Raises:
-            ValueError: no instruction at all, or a temperature below 0.
-        """
-        instruction = event.instruction or latched_instruction
-        if not instruction.strip():
-            raise ValueError(
-                'START has no instruction and none was published on the instruction topic'
-            )
-        if not event.temperature >= 0.0:
-            raise ValueError(f'START has temperature {event.temperature}; expected 0 or more')
-        return cls(
-            episode_id=event.episode_id,
-            instruction=instruction,
-            temperature=float(event.temperature),
-            generator=torch.Generator().manual_seed(int(event.seed)),
+
+def read_start(event: EpisodeEvent, latched_instruction: str) -> Start:
+    """Read START; without an instruction in it, the latched topic's counts.
+
+    Raises:
+        ValueError: no instruction at all, or a temperature below 0.
+    """
+    instruction = event.instruction or latched_instruction
+    if not instruction.strip():
+        raise ValueError(
+            'START has no instruction and none was published on the instruction topic'
         )
+    if not event.temperature >= 0.0:
+        raise ValueError(f'START has temperature {event.temperature}; expected 0 or more')
+    return Start(event.episode_id, instruction, float(event.temperature), int(event.seed))
+
+
+def stamp_ns(message: Image | PoseStamped | JointState) -> int:
+    """Return a message's stamp."""
+    stamp = message.header.stamp
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def position_and_quaternion(message: PoseStamped) -> tuple[list[float], list[float]]:
+    """Return a pose as (x, y, z) m and (x, y, z, w)."""
+    at, turn = message.pose.position, message.pose.orientation
+    return [at.x, at.y, at.z], [turn.x, turn.y, turn.z, turn.w]
 
 
 def image_array(message: Image, encoding: str) -> np.ndarray:
@@ -82,9 +94,8 @@ def policy_step(
     stamp: Time,
     frame_id: str,
     episode: RunningEpisode,
-    prediction: Prediction,
+    decision: Decision,
     gated: Gated,
-    adapter_id: str,
 ) -> PolicyStep:
     """Fill a PolicyStep; the latency is set when it is published."""
     step = PolicyStep()
@@ -95,10 +106,10 @@ def policy_step(
     step.delta_translation = _vector(gated.command.translation_m)
     step.delta_rotation = _vector(gated.command.rotation_rotvec_rad)
     step.gripper_opening = float(gated.command.gripper_opening)
-    step.action_token_ids = [int(token) for token in prediction.token_ids]
-    step.token_log_probs = [float(value) for value in prediction.log_probs]
+    step.action_token_ids = [int(token) for token in decision.token_ids]
+    step.token_log_probs = [float(value) for value in decision.log_probs]
     step.temperature = episode.temperature
-    step.adapter_id = adapter_id
+    step.adapter_id = decision.adapter_id
     step.source = SOURCE
     step.verdict = int(gated.verdict)
     step.verdict_reason = gated.reason
@@ -123,6 +134,15 @@ def answer(
     event.config_json = json.dumps(config, sort_keys=True)
     event.detail = detail
     return event
+
+
+def diagnostics(hardware: str, problem: str, values: dict[str, object]) -> DiagnosticArray:
+    """Return the node's status; a problem makes it a warning."""
+    status = DiagnosticStatus(name='policy_node: inference', hardware_id=hardware)
+    status.level = DiagnosticStatus.WARN if problem else DiagnosticStatus.OK
+    status.message = problem or 'ok'
+    status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticArray(status=[status])
 
 
 def error_event(episode: RunningEpisode, adapter_id: str, detail: str) -> EpisodeEvent:

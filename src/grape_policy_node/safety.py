@@ -84,9 +84,9 @@ def gate(
     if not (
         np.isfinite(translation).all() and np.isfinite(rotation).all() and np.isfinite(gripper)
     ):
-        return _hold(held_gripper, 'the command holds NaN or infinity')
+        return hold(held_gripper, 'the command holds NaN or infinity')
     if bounds.max_image_age_s and not image_age_s <= bounds.max_image_age_s:
-        return _hold(
+        return hold(
             held_gripper,
             f'the image is {image_age_s:.3f} s old, allowed are {bounds.max_image_age_s:.3f} s',
         )
@@ -110,6 +110,7 @@ def gate(
     return Gated(command, verdict, '; '.join(reasons))
 
 
-def _hold(gripper: float, reason: str) -> Gated:
+def hold(gripper: float, reason: str) -> Gated:
+    """Return the hold action: no motion, the gripper at `gripper` (0 closed .. 1 open)."""
     command = EndEffectorDelta(np.zeros(3), np.zeros(3), gripper)
     return Gated(command, Verdict.HELD, reason)

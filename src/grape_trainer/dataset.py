@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from grape_episode.bag import read_episode
+from grape_episode.bag import read_episode, read_info
 from grape_episode.episode import Episode
 from grape_policy_node.action_tokens import ACTION_DIMS
 from grape_policy_node.openvla.processor import PixelTransform
@@ -96,7 +96,9 @@ def load_trial(path: Path, pixels: PixelTransform) -> TokenTrial:
         raise DataError(
             f"'{path}' has {len(images)} images and action tokens of shape {tokens.shape}; "
             f'expected T >= 1 images and (T, {ACTION_DIMS}) tokens sampled by a policy. '
-            "Trials of the expert have none: collect with 'grape collect'."
+            'Trials of the expert have none, nor those of a served policy without '
+            "log-probabilities (pi0, Octo), nor those in which the connection to a policy's "
+            "server was lost: collect with 'grape collect' and an OpenVLA policy."
         )
     info = episode.info
     return TokenTrial(
@@ -117,7 +119,7 @@ def read_pairs(path: Path | str) -> list[BagPair]:
 
     Raises:
         PairingError: no such file, or not a pairs file.
-        DataError: an empty list, or a bag that is not there.
+        DataError: an empty list, a bag that is not there, or a policy without likelihoods.
 
     """
     pairs = [
@@ -139,7 +141,21 @@ def read_pairs(path: Path | str) -> list[BagPair]:
             f"'{path}' names {len(absent)} bags that are not there, first '{absent[0]}'. Move the "
             "bags back beside it, or make it again with 'grape pair'."
         )
+    for bag in dict.fromkeys(bag for pair in pairs for bag in (pair.chosen, pair.rejected)):
+        _require_likelihoods(bag)
     return pairs
+
+
+def _require_likelihoods(bag: Path) -> None:
+    """Refuse, before any model is loaded, a trial whose policy says that it gives none."""
+    policy = read_info(bag).policy
+    if policy.get('has_log_probs') is False:
+        raise DataError(
+            f"'{bag}' was played by {policy.get('policy')}, which gives no log-probabilities "
+            f'({policy.get("protocol")}). TPO compares the likelihoods of what was sampled: '
+            "pair trials of an OpenVLA policy ('grape collect --policy DIR', or a 'grape serve' "
+            'server).'
+        )
 
 
 def bag_sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from grape_episode.bag import read_info
 from grape_policy_node.adapters import BASE, adapter_id
 from grape_policy_node.engine import Engine
 from grape_trainer.dataset import (
@@ -105,7 +106,9 @@ def train_tpo(
     bags = list(dict.fromkeys(bag for pair in pairs for bag in (pair.chosen, pair.rejected)))
     hashes = [bag_sha256(bag) for bag in bags]
     reference_id = adapter_id(start_adapter) if start_adapter else BASE
-    engine = Engine.load(policy_dir, device=config.device)
+    # Nothing is un-normalised here, but a policy of several data sets has to be told which.
+    key = read_info(bags[0]).policy.get('unnorm_key')
+    engine = Engine.load(policy_dir, key, start_adapter, config.device)
     identity = {
         'data': _pairs_hash(pairs, dict(zip(bags, hashes, strict=True))),
         'policy_sha256': engine.policy_sha256,

@@ -1,10 +1,10 @@
-"""Checkpoint folders in the published layout, read and written.
+"""Checkpoint folders in the published layout, read into a model (saving.py writes them).
 
 ``config.json``, ``model.safetensors`` or shards with an index, ``preprocessor_config.json``,
 tokenizer files, and for a fine-tuned model ``dataset_statistics.json``, which replaces the
-``norm_stats`` of the config. Two keys are ours: ``vision_configs`` (sizes of the towers, for timm
-ids that are not the published ones) and ``empty_token_id`` (for vocabularies that are not
-Llama-2's).
+``norm_stats`` of the config. Three keys are ours: ``vision_configs`` (sizes of the towers, for
+timm ids that are not the published ones), ``empty_token_id`` (for vocabularies that are not
+Llama-2's) and ``prompt_template`` (of the prompt, where the language model's name does not tell).
 
 Every weight must find its place: a missing or left-over key is an error that names it.
 """
@@ -12,35 +12,51 @@ Every weight must find its place: a missing or left-over key is an error that na
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from grape_policy_node.action_tokens import NormStats
-from grape_policy_node.openvla.model import EMPTY_TOKEN_ID, OpenVLA, OpenVLAConfig
+from grape_policy_node.openvla.folder import (
+    CONFIG,
+    INDEX,
+    PREPROCESSOR,
+    SINGLE,
+    STATISTICS,
+    TOKENIZER,
+    CheckpointError,
+    read_config,
+    read_json,
+    read_statistics,
+    weight_files,
+)
+from grape_policy_node.openvla.hub import resolve_folder
+from grape_policy_node.openvla.layout import check_architecture, parse_config
+from grape_policy_node.openvla.model import OpenVLA, OpenVLAConfig
 from grape_policy_node.openvla.processor import PixelTransform, Processor
-from grape_policy_node.openvla.vision import PUBLISHED_TOWERS, VisionConfig
+from grape_policy_node.openvla.saving import HEAD, save_checkpoint
+from grape_policy_node.openvla.tokenizer import check_tokenizer, read_tokenizer
+from grape_policy_node.openvla.tower_sizes import tower_sizes
+from grape_policy_node.openvla.weights import StoredTensor, load_weights, read_headers
 
-INDEX = 'model.safetensors.index.json'
-SINGLE = 'model.safetensors'
-STATISTICS = 'dataset_statistics.json'
-SHARD_BYTES = 5 * 1024**3
+EMBEDDING = 'language_model.model.embed_tokens.weight'
 
-logger = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A folder that does not hold a usable OpenVLA checkpoint."""
+__all__ = [
+    'Checkpoint',
+    'CheckpointError',
+    'build_processor',
+    'check_weights',
+    'folder_sha256',
+    'load_checkpoint',
+    'parse_config',
+    'read_json',
+    'save_checkpoint',
+    'with_adapter_statistics',
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class Checkpoint:
         statistics: by ``unnorm_key``, as in ``dataset_statistics.json``.
         preprocessor: content of ``preprocessor_config.json``.
         folder: where it was read from, or a name for a fresh one.
+        statistics_from: the adapter folder whose statistics these are; empty: the checkpoint's.
     """
 
     model: OpenVLA
@@ -60,6 +77,7 @@ class Checkpoint:
     statistics: dict[str, dict]
     preprocessor: dict[str, object]
     folder: str
+    statistics_from: str = ''
 
     def norm_stats(self, unnorm_key: str | None) -> tuple[str, NormStats]:
         """Return the key and its statistics; None is allowed where there is exactly one.
@@ -67,6 +85,7 @@ class Checkpoint:
         Raises:
             CheckpointError: unknown or ambiguous key; the message lists the keys.
         """
+        folder = self.statistics_from or self.folder
         keys = sorted(self.statistics)
         if unnorm_key is None and len(keys) == 1:
             unnorm_key = keys[0]
@@ -75,30 +94,17 @@ class Checkpoint:
                 'no unnorm_key was given' if unnorm_key is None else f"unnorm_key '{unnorm_key}'"
             )
             raise CheckpointError(
-                f'{asked}; the statistics of {self.folder} have: {", ".join(keys) or "no keys"}. '
+                f'{asked}; the statistics of {folder} have: {", ".join(keys) or "no keys"}. '
                 'Pass unnorm_key as one of them.'
             )
         entry = self.statistics[unnorm_key]
-        where = f"{self.folder}: statistics '{unnorm_key}'"
-        if 'action' not in entry:
+        where = f"{folder}: statistics '{unnorm_key}'"
+        if not isinstance(entry, Mapping) or 'action' not in entry:
             raise CheckpointError(f"{where}: found {sorted(entry)}; expected an entry 'action'")
-        return unnorm_key, NormStats.from_dict(entry['action'], where)
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON object; a missing or broken file is a CheckpointError."""
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f'{path} does not exist; expected an OpenVLA checkpoint folder with config.json, '
-            f'{SINGLE} (or shards with {INDEX}) and preprocessor_config.json'
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f'{path} is not readable JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f'{path} holds a {type(content).__name__}; expected an object')
-    return content
+        try:
+            return unnorm_key, NormStats.from_dict(entry['action'], where)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
 
 
 def load_checkpoint(
@@ -111,8 +117,9 @@ def load_checkpoint(
     """Read a checkpoint folder.
 
     Args:
-        folder: in the published layout.
-        dtype: of the weights in memory, whatever the file's.
+        folder: in the published layout, or a Hugging Face hub id.
+        dtype: of the weights in memory, whatever the file's. On the CPU, weights of the file's
+            own dtype are mapped; the peak is the weights either way.
         device: where they go.
         vision_configs: sizes of the towers, for a folder whose config.json lacks them.
         rotary_dtype: precision of the rotary frequencies. They are in no file. bfloat16 gives
@@ -121,70 +128,37 @@ def load_checkpoint(
     Raises:
         CheckpointError: with what was found, what was expected and what to do.
     """
-    folder = Path(folder)
-    spec = parse_config(read_json(folder / 'config.json'), str(folder), vision_configs)
-    preprocessor = read_json(folder / 'preprocessor_config.json')
-    processor = build_processor(spec, preprocessor, _read_tokenizer(folder), str(folder))
-    statistics = spec.raw.get('norm_stats') or {}
-    if (folder / STATISTICS).exists():
-        statistics = read_json(folder / STATISTICS)
+    folder = resolve_folder(folder)
+    where = str(folder)
+    raw = read_config(folder)
+    check_architecture(raw, where, folder)
+    stored = read_headers(folder)
+    spec = parse_config(raw, where, tower_sizes(raw, stored, where, vision_configs))
+    preprocessor = read_json(folder / PREPROCESSOR)
+    processor = build_processor(spec, preprocessor, read_tokenizer(folder), where)
     with torch.device('meta'):
         model = OpenVLA(spec)
-    _fill(model, _read_weights(folder, dtype, device), str(folder))
+    check_weights(model, stored, where)
+    _fill(model, load_weights(stored, dtype, device))
     # A buffer that is in no file; on the meta device it has no values.
     rotary = LlamaRotaryEmbedding(model.language_model.config)
     rotary.inv_freq = rotary.inv_freq.to(rotary_dtype).float()
     rotary = rotary.to(device)
     model.language_model.model.rotary_emb = rotary
-    return Checkpoint(model.eval(), processor, statistics, preprocessor, str(folder))
+    return Checkpoint(model.eval(), processor, read_statistics(folder, raw), preprocessor, where)
 
 
-def parse_config(
-    raw: dict[str, object],
-    where: str,
-    vision_configs: Sequence[Mapping[str, object]] | None = None,
-) -> OpenVLAConfig:
-    """Read the content of ``config.json``."""
-    if raw.get('model_type') != 'openvla':
-        raise CheckpointError(
-            f"{where}: config.json has model_type '{raw.get('model_type')}'; expected 'openvla'"
-        )
-    ids = raw.get('timm_model_ids', [])
-    sizes = raw.get('image_sizes', [])
-    if len(ids) != 2 or len(sizes) != 2:
-        raise CheckpointError(
-            f'{where}: config.json names the vision towers {ids} with image sizes {sizes}; '
-            'expected two (DINOv2 and SigLIP, the fused backbone)'
-        )
-    vision_configs = vision_configs or raw.get('vision_configs')
-    if vision_configs is None:
-        unknown = [name for name in ids if name not in PUBLISHED_TOWERS]
-        if unknown:
-            raise CheckpointError(
-                f'{where}: the sizes of vision towers {unknown} are not known; known are '
-                f"{sorted(PUBLISHED_TOWERS)}. Add a list 'vision_configs' with embed_dim, depth, "
-                'num_heads ... of the two towers to config.json.'
-            )
-        vision_configs = [PUBLISHED_TOWERS[name] for name in ids]
-    if len(vision_configs) != 2:
-        raise CheckpointError(
-            f'{where}: vision_configs has {len(vision_configs)} towers; expected 2'
-        )
-    try:
-        towers = tuple(
-            VisionConfig.from_dict(tower, int(size))
-            for tower, size in zip(vision_configs, sizes, strict=True)
-        )
-        return OpenVLAConfig(
-            towers=towers,
-            text=dict(raw.get('text_config', {})),
-            pad_to_multiple_of=int(raw.get('pad_to_multiple_of', 64)),
-            action_bins=int(raw.get('n_action_bins', 256)),
-            empty_token_id=int(raw.get('empty_token_id', EMPTY_TOKEN_ID)),
-            raw=raw,
-        )
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f'{where}: config.json: {error}') from error
+def with_adapter_statistics(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
+    """Un-normalise by what an adapter was trained with, where its folder says it.
+
+    A fine-tuned adapter speaks the units of its own data: ``dataset_statistics.json`` beside
+    ``adapter_config.json`` replaces the base's statistics. An adapter without the file was
+    trained on the base's, as ours are.
+    """
+    path = Path(adapter) / STATISTICS
+    if not path.is_file():
+        return checkpoint
+    return replace(checkpoint, statistics=read_json(path), statistics_from=str(adapter))
 
 
 def build_processor(
@@ -193,66 +167,69 @@ def build_processor(
     tokenizer: Tokenizer | None,
     where: str,
 ) -> Processor:
-    """Join the image pipeline and the tokenizer; their sizes must be the model's."""
+    """Join the image pipeline and the tokenizer; their sizes must be the model's.
+
+    Raises:
+        CheckpointError: an unknown image pipeline, or sizes or words that are another model's.
+    """
     try:
         pixels = PixelTransform.from_dict(preprocessor, f'{where}: preprocessor_config.json')
     except ValueError as error:
         raise CheckpointError(str(error)) from error
+    if len(pixels.means) != len(spec.towers):
+        raise CheckpointError(
+            f'{where}: preprocessor_config.json normalises for {len(pixels.means)} vision '
+            f'towers, config.json names {len(spec.towers)}; they must agree'
+        )
     if pixels.image_size != spec.image_size:
         raise CheckpointError(
             f'{where}: preprocessor_config.json makes {pixels.image_size} px images, '
             f'config.json says {spec.image_size} px; they must agree'
         )
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, spec, where)
     llama = spec.llama
     pad = llama.pad_token_id if llama.pad_token_id is not None else spec.vocab_size
-    return Processor(pixels, tokenizer, llama.bos_token_id, pad, spec.empty_token_id, where)
+    return Processor(
+        pixels, tokenizer, llama.bos_token_id, pad, spec.empty_token_id, where,
+        spec.prompt_template,
+    )  # fmt: skip
 
 
-def save_checkpoint(
-    checkpoint: Checkpoint, folder: str | Path, shard_bytes: int = SHARD_BYTES
-) -> Path:
-    """Write a folder that :func:`load_checkpoint` reads; an existing one is replaced at the end.
+def check_weights(model: OpenVLA, stored: Mapping[str, StoredTensor], where: str) -> None:
+    """Compare names and shapes of stored weights with the model's, before any is read.
 
     Raises:
-        CheckpointError: the model has adapters attached (save those on their own).
+        CheckpointError: names what is missing, left over or of another shape.
     """
-    model = checkpoint.model
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    attached = [name for name in state if 'lora_' in name]
-    if attached:
+    wanted = model.state_dict()
+    if model.language_model.config.tie_word_embeddings and HEAD not in stored:
+        del wanted[HEAD]
+    missing = sorted(set(wanted) - set(stored))
+    unexpected = sorted(set(stored) - set(wanted))
+    if missing or unexpected:
         raise CheckpointError(
-            f'the model has LoRA layers attached ({attached[0]} ...); save the adapter with '
-            'AdapterSet.save, and load the base model afresh to save it'
+            f'{where}: the weights do not fit the config: {len(missing)} missing '
+            f'{missing[:6]}, {len(unexpected)} unexpected {unexpected[:6]}. '
+            'Check the sizes in config.json (vision_configs, text_config).'
         )
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    try:
-        _write_weights(state, partial, shard_bytes)
-        config = dict(model.spec.raw)
-        config['vision_configs'] = [asdict(tower) for tower in model.spec.towers]
-        config['empty_token_id'] = model.spec.empty_token_id
-        config['torch_dtype'] = str(model.dtype).removeprefix('torch.')
-        _write_json(partial / 'config.json', config)
-        _write_json(partial / 'preprocessor_config.json', checkpoint.preprocessor)
-        _write_json(partial / STATISTICS, checkpoint.statistics)
-        if checkpoint.processor.tokenizer is not None:
-            checkpoint.processor.tokenizer.save(str(partial / 'tokenizer.json'))
-        partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return folder
+    shapes = [
+        f'{name}: found {stored[name].shape}, expected {tuple(wanted[name].shape)}'
+        for name in wanted
+        if stored[name].shape != tuple(wanted[name].shape)
+    ]
+    if shapes:
+        raise CheckpointError(
+            f'{where}: {len(shapes)} weights have another shape than config.json says: '
+            + '; '.join(shapes[:4])
+        )
 
 
 def folder_sha256(folder: str | Path) -> str:
     """Hash of what decides a policy's output: weights, configs, statistics and tokenizer."""
-    folder = Path(folder)
-    names = ['config.json', 'preprocessor_config.json', STATISTICS, 'tokenizer.json']
-    files = [folder / name for name in names] + sorted(folder.glob('*.safetensors'))
+    folder = resolve_folder(folder)
+    files = [folder / name for name in (CONFIG, PREPROCESSOR, STATISTICS, TOKENIZER)]
+    files += weight_files(folder) if (folder / INDEX).exists() else [folder / SINGLE]
     digest = hashlib.sha256()
     for path in files:
         if path.exists():
@@ -262,100 +239,12 @@ def folder_sha256(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer | None:
-    path = folder / 'tokenizer.json'
-    if not path.exists():
-        logger.warning(
-            '%s has no tokenizer.json: token ids must be given, not instructions', folder
-        )
-        return None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f'{path} is not a readable tokenizer: {error}') from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder; the index decides where there is one."""
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get('weight_map', {})
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-        missing = [path.name for path in files if not path.exists()]
-        if missing or not files:
-            raise CheckpointError(
-                f'{folder}: {INDEX} lists {len(files)} shards, missing are {missing}; '
-                'copy them beside it'
-            )
-        return files
-    if not (folder / SINGLE).exists():
-        raise CheckpointError(
-            f'{folder} has neither {SINGLE} nor {INDEX}; found '
-            f'{sorted(p.name for p in folder.iterdir())}'
-        )
-    return [folder / SINGLE]
-
-
-def _read_weights(
-    folder: Path, dtype: torch.dtype, device: str | torch.device
-) -> dict[str, torch.Tensor]:
-    state = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(str(path), 'pt', device=str(device)) as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    state[name] = file.get_tensor(name).to(dtype)
-        except Exception as error:  # safetensors raises its own type, and OSError
-            raise CheckpointError(f'{path} is not a readable safetensors file: {error}') from error
-    return state
-
-
-def _fill(model: OpenVLA, state: dict[str, torch.Tensor], where: str) -> None:
-    """Assign every weight; names and shapes must be the model's exactly."""
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    unexpected = sorted(set(state) - set(wanted))
-    if missing or unexpected:
-        raise CheckpointError(
-            f'{where}: the weights do not fit the config: {len(missing)} missing '
-            f'{missing[:6]}, {len(unexpected)} unexpected {unexpected[:6]}. '
-            'Check the sizes in config.json (vision_configs, text_config).'
-        )
-    shapes = [
-        f'{name}: found {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}'
-        for name in wanted
-        if state[name].shape != wanted[name].shape
-    ]
-    if shapes:
-        raise CheckpointError(
-            f'{where}: {len(shapes)} weights have another shape than config.json says: '
-            + '; '.join(shapes[:4])
-        )
+def _fill(model: OpenVLA, state: dict[str, torch.Tensor]) -> None:
+    """Assign the weights, whose names and shapes have been checked."""
+    if HEAD not in state:
+        state[HEAD] = state[EMBEDDING]
     model.load_state_dict(state, strict=True, assign=True)
+    if state[HEAD] is state[EMBEDDING]:
+        model.language_model.lm_head.weight = model.language_model.get_input_embeddings().weight
     # Weights assigned from a file must be trainable like fresh ones.
     model.requires_grad_(True)
-
-
-def _write_weights(state: dict[str, torch.Tensor], folder: Path, shard_bytes: int) -> None:
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    room = shard_bytes
-    for name, tensor in state.items():
-        size = tensor.numel() * tensor.element_size()
-        if size > room and shards[-1]:
-            shards.append({})
-            room = shard_bytes
-        shards[-1][name] = tensor
-        room -= size
-    if len(shards) == 1:
-        save_file(shards[0], str(folder / SINGLE), metadata={'format': 'pt'})
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
-        save_file(shard, str(folder / file), metadata={'format': 'pt'})
-        weight_map.update(dict.fromkeys(shard, file))
-    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    _write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8')

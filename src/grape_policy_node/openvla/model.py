@@ -1,4 +1,7 @@
-"""OpenVLA: two vision towers, a projector and a Llama, under the published parameter names.
+"""OpenVLA: vision towers, a projector and a Llama, under the published parameter names.
+
+The published 7B has two towers (DINOv2 and SigLIP) and three projector layers; checkpoints of
+version 0.1 have SigLIP alone and two layers.
 
 The sequence that the language model sees is BOS, the projected patches, the rest of the prompt
 (which ends with the empty token), then the action tokens.
@@ -21,29 +24,51 @@ from grape_policy_node.openvla.vision import VisionConfig, VisionTransformer
 
 EMPTY_TOKEN_ID = 29871  # Llama-2's lone space
 
+# What a ``text_config`` leaves out: the defaults of the reference's transformers 4.40.1, written
+# down so that no other version changes a checkpoint's numbers.
+LLAMA_DEFAULTS: dict[str, object] = {
+    'vocab_size': 32000,
+    'hidden_size': 4096,
+    'intermediate_size': 11008,
+    'num_hidden_layers': 32,
+    'num_attention_heads': 32,
+    'hidden_act': 'silu',
+    'max_position_embeddings': 2048,
+    'rms_norm_eps': 1e-6,
+    'rope_theta': 10000.0,
+    'attention_bias': False,
+    'tie_word_embeddings': False,
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+}
+
 
 @dataclass(frozen=True)
 class OpenVLAConfig:
     """What decides the shape of the model and the meaning of its token ids.
 
     Attributes:
-        towers: DINOv2's and SigLIP's sizes, in this order.
-        text: differences from ``LlamaConfig``'s defaults (Llama-2-7B's).
+        towers: DINOv2's and SigLIP's sizes, in this order; or one tower's.
+        text: differences from ``LLAMA_DEFAULTS``.
         pad_to_multiple_of: rows at the end of the vocabulary that are no token (64).
         action_bins: number of action ids, the last ones before the padding.
         empty_token_id: the token that stands between the prompt and the first action token.
+        prompt_template: which question is asked, a key of processor.PROMPTS.
         raw: the file's own content; unknown entries are kept when it is saved.
     """
 
-    towers: tuple[VisionConfig, VisionConfig]
+    towers: tuple[VisionConfig, ...]
     text: dict[str, object]
     pad_to_multiple_of: int = 64
     action_bins: int = ACTION_BINS
     empty_token_id: int = EMPTY_TOKEN_ID
+    prompt_template: str = 'pure'
     raw: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        first, second = self.towers
+        if len(self.towers) not in (1, 2):
+            raise ValueError(f'found {len(self.towers)} vision towers; expected one or two')
+        first, second = self.towers[0], self.towers[-1]
         if first.image_size != second.image_size or first.patches != second.patches:
             raise ValueError(
                 f'the towers cut the image differently: {first.image_size} px into '
@@ -57,10 +82,15 @@ class OpenVLAConfig:
         return self.towers[0].image_size
 
     @property
+    def channels(self) -> int:
+        """Of the pixel tensor: three a tower."""
+        return 3 * len(self.towers)
+
+    @property
     def llama(self) -> LlamaConfig:
         """The language model's full configuration."""
         text = {k: v for k, v in self.text.items() if k not in ('model_type', 'torch_dtype')}
-        return LlamaConfig(**text)
+        return LlamaConfig(**{**LLAMA_DEFAULTS, **text})
 
     @property
     def vocab_size(self) -> int:
@@ -69,31 +99,35 @@ class OpenVLAConfig:
 
 
 class VisionBackbone(nn.Module):
-    """Both towers; their patch features side by side on the channel axis."""
+    """The towers; their patch features side by side on the channel axis."""
 
-    def __init__(self, towers: tuple[VisionConfig, VisionConfig]) -> None:
+    def __init__(self, towers: tuple[VisionConfig, ...]) -> None:
         super().__init__()
         self.featurizer = VisionTransformer(towers[0])
-        self.fused_featurizer = VisionTransformer(towers[1])
+        self.fused_featurizer = VisionTransformer(towers[1]) if len(towers) == 2 else None
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 6, H, W), DINOv2's channels first -> (B, P, dim of both)."""
+        """(B, 3 a tower, H, W), DINOv2's channels first -> (B, P, dim of all)."""
+        if self.fused_featurizer is None:
+            return self.featurizer(pixel_values)
         first, second = pixel_values.split(3, dim=1)
         return torch.cat([self.featurizer(first), self.fused_featurizer(second)], dim=2)
 
 
 class Projector(nn.Module):
-    """Patch features -> word embeddings: three layers with exact GELU between."""
+    """Patch features -> word embeddings: three layers with exact GELU between; two unfused."""
 
-    def __init__(self, vision_dim: int, text_dim: int) -> None:
+    def __init__(self, vision_dim: int, text_dim: int, fused: bool) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(vision_dim, 4 * vision_dim)
-        self.fc2 = nn.Linear(4 * vision_dim, text_dim)
-        self.fc3 = nn.Linear(text_dim, text_dim)
+        hidden = 4 * vision_dim if fused else text_dim
+        self.fc1 = nn.Linear(vision_dim, hidden)
+        self.fc2 = nn.Linear(hidden, text_dim)
+        self.fc3 = nn.Linear(text_dim, text_dim) if fused else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, P, vision_dim) -> (B, P, text_dim)."""
-        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))
+        features = self.fc2(F.gelu(self.fc1(features)))
+        return features if self.fc3 is None else self.fc3(F.gelu(features))
 
 
 class OpenVLA(nn.Module):
@@ -108,7 +142,7 @@ class OpenVLA(nn.Module):
         llama = spec.llama
         self.vision_backbone = VisionBackbone(spec.towers)
         vision_dim = sum(tower.embed_dim for tower in spec.towers)
-        self.projector = Projector(vision_dim, llama.hidden_size)
+        self.projector = Projector(vision_dim, llama.hidden_size, fused=len(spec.towers) == 2)
         self.language_model = LlamaForCausalLM(llama)
 
     @property
@@ -122,11 +156,12 @@ class OpenVLA(nn.Module):
         return self.projector.fc1.weight.device
 
     def projected_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 6, H, W) -> (B, P, text_dim)."""
-        size = self.spec.image_size
-        if pixel_values.shape[1:] != (6, size, size):
+        """(B, 6, H, W) -> (B, P, text_dim); three channels for a single tower."""
+        channels, size = self.spec.channels, self.spec.image_size
+        if pixel_values.shape[1:] != (channels, size, size):
             raise ValueError(
-                f'pixel_values are {tuple(pixel_values.shape)}; expected (B, 6, {size}, {size})'
+                f'pixel_values are {tuple(pixel_values.shape)}; expected '
+                f'(B, {channels}, {size}, {size})'
             )
         return self.projector(self.vision_backbone(pixel_values.to(self.dtype)))
 

@@ -1,11 +1,12 @@
 """What goes into the model: pixels and prompt, the same in rollouts and in training.
 
 Pixels: PIL's bicubic (antialiased) resize straight to the model's square, / 255, then the two
-towers' normalisations stacked as six channels, DINOv2 first. Prompt: OpenVLA's question about the
-lower-cased instruction, and after ``Out:`` the empty token, which stands before the first action
-token in training.
+towers' normalisations stacked as six channels, DINOv2 first (three for a single tower). Prompt:
+OpenVLA's question about the lower-cased instruction, and after ``Out:`` the empty token, which
+stands before the first action token in training.
 
-Source: openvla/openvla, prismatic/extern/hf/processing_prismatic.py ('resize-naive').
+Source: openvla/openvla, prismatic/extern/hf/processing_prismatic.py ('resize-naive'); the prompts
+are experiments/robot/openvla_utils.py's.
 """
 
 from __future__ import annotations
@@ -19,21 +20,29 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-PROMPT = 'In: What action should the robot take to {instruction}?\nOut:'
+# By the language model that a checkpoint was trained from: Llama-2, or Vicuna (version 0.1).
+PROMPTS = {
+    'pure': 'In: What action should the robot take to {instruction}?\nOut:',
+    'vicuna': (
+        'A chat between a curious user and an artificial intelligence assistant. The assistant '
+        "gives helpful, detailed, and polite answers to the user's questions. "
+        'USER: What action should the robot take to {instruction}? ASSISTANT:'
+    ),
+}
 
 
-def prompt_text(instruction: str) -> str:
+def prompt_text(instruction: str, template: str = 'pure') -> str:
     """Return OpenVLA's prompt for an instruction (lower-cased)."""
-    return PROMPT.format(instruction=instruction.lower())
+    return PROMPTS[template].format(instruction=instruction.lower())
 
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """RGB image -> six normalised channels.
+    """RGB image -> normalised channels, three a tower.
 
     Attributes:
         image_size: side of the square, px.
-        means, stds: (2, 3) one row a tower, DINOv2 first.
+        means, stds: (towers, 3) one row a tower, DINOv2 first.
     """
 
     image_size: int
@@ -45,7 +54,7 @@ class PixelTransform:
         """Read ``preprocessor_config.json``.
 
         Raises:
-            ValueError: a pipeline other than bicubic resize-naive for two towers of one size.
+            ValueError: a pipeline other than bicubic resize-naive, or towers of several sizes.
         """
         strategy = content.get('image_resize_strategy')
         if strategy != 'resize-naive' or content.get('tvf_do_letterbox', False):
@@ -54,9 +63,10 @@ class PixelTransform:
                 f"{content.get('tvf_do_letterbox', False)}); only 'resize-naive' is supported"
             )
         sizes, means, stds = (content.get(k) for k in ('input_sizes', 'means', 'stds'))
-        if not (sizes and means and stds) or not len(sizes) == len(means) == len(stds) == 2:
+        rows = {len(entry) if entry else 0 for entry in (sizes, means, stds)}
+        if rows not in ({1}, {2}):
             raise ValueError(
-                f'{where}: expected input_sizes, means and stds for two vision towers; '
+                f'{where}: expected input_sizes, means and stds for one or two vision towers; '
                 f'found {sizes}, {means}, {stds}'
             )
         if len({(height, width) for _, height, width in sizes} | {tuple(sizes[0][1:])}) != 1:
@@ -73,7 +83,7 @@ class PixelTransform:
         )
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 RGB -> (6, S, S) float32."""
+        """(H, W, 3) uint8 RGB -> (6, S, S) float32; (3, S, S) for a single tower."""
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
@@ -86,14 +96,14 @@ class PixelTransform:
         )
         channels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(255.0)
         mean, std = _statistics(self.means, self.stds)
-        return ((channels.unsqueeze(0) - mean) / std).reshape(6, *size)
+        return ((channels.unsqueeze(0) - mean) / std).reshape(-1, *size)
 
 
 @lru_cache(maxsize=8)
 def _statistics(means: tuple, stds: tuple) -> tuple[torch.Tensor, torch.Tensor]:
     return (
-        torch.tensor(means, dtype=torch.float32).view(2, 3, 1, 1),
-        torch.tensor(stds, dtype=torch.float32).view(2, 3, 1, 1),
+        torch.tensor(means, dtype=torch.float32).view(-1, 3, 1, 1),
+        torch.tensor(stds, dtype=torch.float32).view(-1, 3, 1, 1),
     )
 
 
@@ -106,6 +116,7 @@ class Processor:
         tokenizer: of ``tokenizer.json``, or None for a folder without one (no prompt then).
         bos_token_id, pad_token_id, empty_token_id: as the checkpoint says.
         folder: for errors.
+        template: of the prompt, a key of PROMPTS.
     """
 
     pixels: PixelTransform
@@ -114,6 +125,7 @@ class Processor:
     pad_token_id: int
     empty_token_id: int
     folder: str
+    template: str = 'pure'
 
     def pixel_values(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         """(B, H, W, 3) uint8, or a list of such images -> (B, 6, S, S) float32."""
@@ -132,7 +144,7 @@ class Processor:
                 f'{self.folder} has no tokenizer.json, so no prompt can be encoded. '
                 "Copy the base model's tokenizer files into it."
             )
-        ids = list(self.tokenizer.encode(prompt_text(instruction)).ids)
+        ids = list(self.tokenizer.encode(prompt_text(instruction, self.template)).ids)
         if not ids or ids[0] != self.bos_token_id:
             ids.insert(0, self.bos_token_id)
         if ids[-1] != self.empty_token_id:

@@ -52,7 +52,7 @@ class ActingModel:
         self._stamp: tuple | None = None
         self._merged: Step | None = None
         self._unmerged: dict[str, Step] = {}
-        self._runtime = choose_runtime(runtime, model.device)
+        self.runtime = choose_runtime(runtime, model.device)
 
     def current(self) -> Step:
         """Return the function that acts now."""
@@ -74,7 +74,7 @@ class ActingModel:
         return self._merged
 
     def _step(self, model: OpenVLA, fuse: bool) -> Step:
-        return action_step(model, ActionDecoder(model.language_model, fuse), self._runtime)
+        return action_step(model, ActionDecoder(model.language_model, fuse), self.runtime)
 
 
 @torch.no_grad()

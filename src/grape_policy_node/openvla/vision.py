@@ -74,7 +74,11 @@ class VisionConfig:
         if unknown:
             raise ValueError(f'vision_configs: unknown keys {unknown}; known are {sorted(known)}')
         values = dict(sizes)
-        values.setdefault('image_size', image_size)
+        if values.setdefault('image_size', image_size) != image_size:
+            raise ValueError(
+                f'vision_configs has image_size {values["image_size"]} px, image_sizes says '
+                f'{image_size} px; they must agree'
+            )
         values.setdefault('attention_pool', not values.get('class_token', True))
         return cls(**values)
 
