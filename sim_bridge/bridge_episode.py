@@ -135,6 +135,8 @@ class BridgeEpisode:
             'settings': self._env.describe(),
         }
         self._topics.instruct(instruction)
+        if self._observation.depths_m:
+            self._topics.describe_camera(self._env.camera_geometry())
         self._topics.event(
             goal,
             EpisodeEvent.START,

@@ -116,7 +116,9 @@ class BridgeNode(Node):
         self.config = BridgeConfig.declare(self)
         contract = self.config.load_contract()
         camera = contract.cameras[contract.policy_camera]
-        self._env: Environment = LiberoEnvironment(camera.height, self.config.rendering)
+        self._env: Environment = LiberoEnvironment(
+            camera.height, self.config.rendering, depth=camera.depth is not None
+        )
         self._topics = BridgeTopics(self, contract)
         self._stopping = stopping
         self._goals: queue.Queue[ServerGoalHandle] = queue.Queue()

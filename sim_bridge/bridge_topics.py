@@ -12,6 +12,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from std_msgs.msg import String
 
+from grape_episode.camera import CameraGeometry
 from grape_episode.contract import Contract
 from grape_episode.ros_qos import qos_profile
 from sim_bridge import ros_messages
@@ -47,10 +48,14 @@ class BridgeTopics:
             topic = contract.topic(role)
             self._publishers[role] = node.create_publisher(kind, topic.name, qos_profile(topic))
         camera = contract.cameras[contract.policy_camera]
-        image = next(topic for topic in contract.topics if topic.name == camera.topic)
-        self._publishers['image'] = node.create_publisher(
-            ros_messages.Image, image.name, qos_profile(image)
-        )
+        of_camera = {'image': (ros_messages.Image, camera.topic)}
+        if camera.depth is not None:
+            of_camera['depth'] = (ros_messages.Image, camera.depth.topic)
+            of_camera['camera_info'] = (ros_messages.CameraInfo, camera.depth.camera_info)
+            of_camera['camera_pose'] = (ros_messages.TransformStamped, camera.depth.camera_pose)
+        topics = {topic.name: topic for topic in contract.topics}
+        for role, (kind, name) in of_camera.items():
+            self._publishers[role] = node.create_publisher(kind, name, qos_profile(topics[name]))
         self._events = contract.topic('episode_event')
         steps = contract.topic('policy_step')
         node.create_subscription(
@@ -78,8 +83,20 @@ class BridgeTopics:
         )
         if with_image:
             camera = self.contract.policy_camera
+            if 'depth' in self._publishers:
+                depth = ros_messages.depth_image(seen.depths_m[camera], stamp, camera)
+                self._publishers['depth'].publish(depth)
             picture = ros_messages.image(seen.images[camera], stamp, camera)
             self._publishers['image'].publish(picture)
+
+    def describe_camera(self, geometry: CameraGeometry) -> None:
+        """Publish where the depth camera stands and how it sees; both are latched."""
+        stamp, frame = self.stamp(0), self.contract.base_frame
+        camera = self.contract.policy_camera
+        self._publishers['camera_info'].publish(ros_messages.camera_info(geometry, stamp, camera))
+        self._publishers['camera_pose'].publish(
+            ros_messages.camera_pose(geometry, stamp, frame, camera)
+        )
 
     def expert_step(self, episode_id: str, step: int, action: np.ndarray) -> None:
         """Publish the scripted expert's (7,) action in policy units."""

@@ -6,10 +6,12 @@ with these methods and a pass of `check_environment`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
+from grape_episode.camera import CameraGeometry
 
 ACTION_DIMS = 7
 
@@ -60,6 +62,8 @@ class Observation:
         ee_position_m: (3,) float64 in the base frame.
         ee_quaternion_xyzw: (4,) float64 in the base frame.
         scene: see SceneSnapshot.
+        depths_m: camera -> (H, W) float32 along the optical axis, pixel for pixel with its image;
+            {} unless the environment was asked for depth.
 
     """
 
@@ -69,6 +73,7 @@ class Observation:
     ee_position_m: np.ndarray
     ee_quaternion_xyzw: np.ndarray
     scene: SceneSnapshot
+    depths_m: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ class Environment(Protocol):
 
     def task_info(self) -> TaskInfo:
         """Describe the current task."""
+
+    def camera_geometry(self) -> CameraGeometry:
+        """Return the depth camera's geometry; only asked of an environment that gives depth."""
 
     def describe(self) -> dict[str, Any]:
         """Return versions and settings, for the record."""
@@ -155,6 +163,11 @@ def _observation_problems(observation: Observation) -> list[str]:
             problems.append(f'camera {camera} gives {image.dtype} {image.shape}')
         elif image.std() < 1.0:
             problems.append(f'camera {camera} gives a picture of one colour')
+    for camera, depth_m in observation.depths_m.items():
+        if depth_m.dtype != np.float32 or depth_m.shape != observation.images[camera].shape[:2]:
+            problems.append(f'camera {camera} gives depth {depth_m.dtype} {depth_m.shape}')
+        elif not (np.isfinite(depth_m).all() and 0 < np.median(depth_m) < 10):
+            problems.append(f'camera {camera}: the median depth is {np.median(depth_m)} m')
     scene, count = observation.scene, len(observation.scene.names)
     shapes = {
         'ee_position_m': (observation.ee_position_m, (3,)),

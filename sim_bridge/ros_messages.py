@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Vector3
+from geometry_msgs.msg import (
+    Point,
+    Pose,
+    PoseStamped,
+    Quaternion,
+    Transform,
+    TransformStamped,
+    Vector3,
+)
 from grape.msg import PolicyStep, SceneState
-from sensor_msgs.msg import Image, JointState
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CameraInfo, Image, JointState
 
 from grape_episode.action import EndEffectorDelta, from_policy_units, to_policy_units
+from grape_episode.camera import CameraGeometry
 from grape_episode.contract import ActionSpec, Contract
 from sim_bridge.environment import Observation
 
@@ -25,6 +35,47 @@ def image(picture: np.ndarray, stamp: Time, camera: str) -> Image:
     message.header.stamp, message.header.frame_id = stamp, camera
     message.step = picture.shape[1] * 3
     message.data = picture.tobytes()  # an ndarray here would take a thousand times longer
+    return message
+
+
+def depth_image(depth_m: np.ndarray, stamp: Time, camera: str) -> Image:
+    """Return a 32FC1 image of (H, W) float32 m."""
+    message = Image(height=depth_m.shape[0], width=depth_m.shape[1], encoding='32FC1')
+    message.header.stamp, message.header.frame_id = stamp, camera
+    message.step = depth_m.shape[1] * 4
+    message.data = depth_m.astype('<f4').tobytes()
+    return message
+
+
+def camera_info(geometry: CameraGeometry, stamp: Time, camera: str) -> CameraInfo:
+    """Return the intrinsics of pictures as they are published, without distortion."""
+    projection = np.concatenate([geometry.intrinsics, np.zeros((3, 1))], axis=1)
+    message = CameraInfo(
+        height=geometry.height,
+        width=geometry.width,
+        distortion_model='plumb_bob',
+        d=[0.0] * 5,
+        k=geometry.intrinsics.ravel().tolist(),
+        r=np.eye(3).ravel().tolist(),
+        p=projection.ravel().tolist(),
+    )
+    message.header.stamp, message.header.frame_id = stamp, camera
+    return message
+
+
+def camera_pose(
+    geometry: CameraGeometry, stamp: Time, frame: str, camera: str
+) -> TransformStamped:
+    """Return the transform from the camera's optical frame to the base frame."""
+    turn = Rotation.from_matrix(geometry.base_from_camera[:3, :3]).as_quat()
+    x, y, z, w = (float(v) for v in turn)
+    message = TransformStamped(
+        child_frame_id=camera,
+        transform=Transform(
+            translation=_vector(geometry.position_m), rotation=Quaternion(x=x, y=y, z=z, w=w)
+        ),
+    )
+    message.header.stamp, message.header.frame_id = stamp, frame
     return message
 
 

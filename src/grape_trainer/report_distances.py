@@ -11,16 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from grape_episode.episode import Episode
-from grape_trainer.scoring.keypoint import track_from_scene
+from grape_trainer.scoring.keypoint import KeypointTrack, track_from_scene
 from grape_trainer.scoring.objective import Objective
-from grape_trainer.scoring.stage import Roles, control_rate_hz, segment
+from grape_trainer.scoring.stage import Roles, control_rate_hz, segment_plan
+from grape_trainer.scoring.stage_plan import plan_for
 
-# Stage -> what its distance is between.
+# The event that ends a stage -> what its distance is between; all others: _TRAVEL.
 _LABELS = {
-    'grasp': 'gripper to target',
-    'transport': 'target to receptacle, horizontal',
-    'place': 'target to receptacle',
+    'grasped': 'gripper to target',
+    'reached': 'gripper to target',
+    'arrived': 'target to receptacle, horizontal',
+    'placed': 'target to receptacle',
+    'stacked': 'target to receptacle',
 }
+_TRAVEL = 'target from where it was'
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,28 @@ def stage_distances(episode: Episode, objective: Objective) -> StageDistances | 
     if episode.scene is None:
         return None
     track = track_from_scene(episode.scene)
-    roles = Roles.from_environment(episode.info.environment)
-    spans = segment(episode, track, roles, objective.segmentation).spans
-    target_m, receptacle_m = track.position_m(roles.target), track.position_m(roles.receptacle)
-    distances_m = {
-        'grasp': np.linalg.norm(episode.ee_position_m - target_m, axis=1),
-        'transport': np.linalg.norm((target_m - receptacle_m)[:, :2], axis=1),
-        'place': np.linalg.norm(target_m - receptacle_m, axis=1),
-    }
+    plan = plan_for(episode.info, track.names, objective.template)
+    cut = segment_plan(episode, track, plan, objective.segmentation, objective.motion)
     lines = [
         DistanceLine(
             stage=span.stage.name,
-            label=_LABELS[span.stage.name],
-            distance_m=distances_m[span.stage.name],
+            label=_LABELS.get(span.stage.ends, _TRAVEL),
+            distance_m=_distance_m(episode, track, span.roles, span.stage.ends),
             states=span.states if span.reached else None,
         )
-        for span in spans
+        for span in cut.spans
     ]
-    time_s = np.arange(len(target_m)) / control_rate_hz(episode)
+    time_s = np.arange(len(track.positions_m)) / control_rate_hz(episode)
     return StageDistances(time_s, tuple(lines))
+
+
+def _distance_m(episode: Episode, track: KeypointTrack, roles: Roles, ends: str) -> np.ndarray:
+    """Return the (T+1,) distance that a stage with this end has to close, or to open."""
+    target_m = track.position_m(roles.target)
+    label = _LABELS.get(ends, _TRAVEL)
+    if label == _TRAVEL:
+        return np.linalg.norm(target_m - target_m[0], axis=1)
+    if label == _LABELS['reached']:
+        return np.linalg.norm(episode.ee_position_m - target_m, axis=1)
+    offset_m = target_m - track.position_m(roles.receptacle)
+    return np.linalg.norm(offset_m[:, :2] if ends == 'arrived' else offset_m, axis=1)

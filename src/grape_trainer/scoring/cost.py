@@ -22,16 +22,19 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from grape_episode.episode import Episode
+from grape_trainer.scoring.cost_templates import TEMPLATE_CONSTRAINTS
 from grape_trainer.scoring.keypoint import KeypointTrack
 from grape_trainer.scoring.objective import GeometrySettings, Objective, TermSettings
 from grape_trainer.scoring.stage import Roles, Segmentation, StageSpan, control_rate_hz
+from grape_trainer.scoring.stage_signals import ROBOT_BODIES
+from grape_trainer.scoring.stage_templates import origin_of
 
 TARGET, RECEPTACLE, FIRST_OBSTACLE = 0, 1, 2
 # Environments publish the gripper's own pose under this name; it is no obstacle.
@@ -50,6 +53,7 @@ class Signals:
     collided: np.ndarray  # (N,) bool, SceneState.collisions is not empty
     time_s: np.ndarray  # (N,) since the stage began
     geometry: GeometrySettings
+    progress: np.ndarray | None = None  # (N,) 0 .. 1, towards the event that ends the stage
 
 
 Constraint = Callable[[np.ndarray, np.ndarray, Signals], np.ndarray]
@@ -185,11 +189,7 @@ def stage3_path_constraint2(end_effector, keypoints, signals):
 
 
 def stage_costs(
-    episode: Episode,
-    track: KeypointTrack,
-    segmentation: Segmentation,
-    roles: Roles,
-    objective: Objective,
+    episode: Episode, track: KeypointTrack, segmentation: Segmentation, objective: Objective
 ) -> tuple[StageCost, ...]:
     """Return C of every stage of an episode.
 
@@ -198,26 +198,26 @@ def stage_costs(
         KeypointError: a role that names no recorded keypoint.
 
     """
-    besides = {roles.target, roles.receptacle, *roles.support, GRIPPER_KEYPOINT}
-    obstacles = tuple(name for name in track.names if name not in besides)
-    keypoints = track.select((roles.target, roles.receptacle, *obstacles))
-    collided = np.array([bool(names) for names in episode.scene.collisions])
-    time_s = np.arange(len(keypoints)) / control_rate_hz(episode)
+    time_s = np.arange(len(track.positions_m)) / control_rate_hz(episode)
+    collided = _collided(episode, [span.roles for span in segmentation.spans])
     costs = []
-    for span in segmentation.spans:
+    for index, span in enumerate(segmentation.spans):
         settings = objective.stages[span.stage.name]
+        arrays = None
         if span.reached:
             states = span.states
             signals = Signals(
-                held=segmentation.held[states],
+                held=segmentation.holds[index][states],
                 collided=collided[states],
                 time_s=time_s[states] - time_s[states][0],
                 geometry=objective.geometry,
+                progress=segmentation.progress[index][states],
             )
-            arrays = (np.asarray(episode.ee_position_m)[states], keypoints[states], signals)
-        else:
-            arrays = None
-        terms = tuple(_term(name, term, arrays) for name, term in settings.items())
+            keypoints = track.select(_keypoint_names(track, span.roles))[states]
+            arrays = (np.asarray(episode.ee_position_m)[states], keypoints, signals)
+        terms = tuple(
+            _term(objective.template, name, term, arrays) for name, term in settings.items()
+        )
         costs.append(_stage_cost(span, settings, terms))
     return tuple(costs)
 
@@ -227,10 +227,19 @@ def cost_program(objective: Objective) -> CostProgram:
     parts = [f'# geometry: {objective.geometry.model_dump()}']
     for stage in objective.template_stages:
         for name, term in objective.stages[stage.name].items():
-            parts.append(f'# {stage.name}: {term.model_dump()}\n{_source(BUILTIN[name])}')
+            function = constraint_of(objective.template, name)
+            called = '' if function.__name__ == name else f'# {name}:\n'
+            parts.append(f'# {stage.name}: {term.model_dump()}\n{called}{_source(function)}')
     parts += [_source(shared) for shared in _SHARED]
     text = '\n'.join(parts)
     return CostProgram(text, hashlib.sha256(text.encode()).hexdigest())
+
+
+def constraint_of(template: str, name: str) -> Constraint:
+    """Return the function of a constraint of a template or chain; StageError without one."""
+    link, own = origin_of(template, name)
+    found = TEMPLATE_CONSTRAINTS.get(link, {}).get(own, own)
+    return BUILTIN[found] if isinstance(found, str) else found
 
 
 @cache
@@ -238,12 +247,37 @@ def _source(function: Callable) -> str:
     return inspect.getsource(function)
 
 
+def _keypoint_names(track: KeypointTrack, roles: Roles) -> tuple[str, ...]:
+    """Return target, receptacle (the target where there is none), and the obstacles."""
+    besides = {*_allowed(roles), *roles.support, GRIPPER_KEYPOINT}
+    obstacles = (name for name in track.names if name not in besides)
+    return (roles.target, roles.receptacle or roles.target, *obstacles)
+
+
+def _allowed(roles: Roles) -> set[str]:
+    return {roles.target, roles.receptacle} - {''}
+
+
+def _collided(episode: Episode, roles: Sequence[Roles]) -> np.ndarray:
+    """Return (T+1,) whether something is recorded that should not touch.
+
+    An environment knows the target and the receptacle of one goal. In a task of several, that the
+    robot touches those of the others is no collision.
+    """
+    goals = {name for each in roles for name in _allowed(each)} if len(set(roles)) > 1 else set()
+    excused = {'|'.join(sorted((body, goal))) for body in ROBOT_BODIES for goal in goals}
+    return np.array([bool(set(pairs) - excused) for pairs in episode.scene.collisions])
+
+
 def _term(
-    name: str, term: TermSettings, arrays: tuple[np.ndarray, np.ndarray, Signals] | None
+    template: str,
+    name: str,
+    term: TermSettings,
+    arrays: tuple[np.ndarray, np.ndarray, Signals] | None,
 ) -> TermCost:
     if arrays is None:
         return TermCost(name, None, term.weight)
-    raw = _reduced(BUILTIN[name](*arrays), term.reduce)
+    raw = _reduced(constraint_of(template, name)(*arrays), term.reduce)
     if not np.isfinite(raw):
         raise CostError(
             f"{name} is {raw} over this stage; expected a finite number. Look at the episode's "

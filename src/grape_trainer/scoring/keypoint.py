@@ -1,17 +1,20 @@
 """Where the things that a task names were, at every step of an episode.
 
-A keypoint is followed through the whole episode; it is never a pose taken at reset and kept. Here
-the positions come from the recorded SceneState; a tracker's positions go behind the same
-`KeypointTrack`.
+A keypoint is followed through the whole episode; it is never a pose taken at reset and kept. It
+comes from the recorded SceneState (`SceneSource`), or from cameras (keypoint_source.py); both are
+a `KeypointSource` and give a `KeypointTrack`, which says which of the two it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from grape_episode.episode import Scene
+from grape_episode.episode import Episode, Scene
+
+PRIVILEGED, PERCEIVED = 'privileged', 'perceived'
 
 
 class KeypointError(ValueError):
@@ -20,14 +23,24 @@ class KeypointError(ValueError):
 
 @dataclass(frozen=True)
 class KeypointTrack:
-    """K keypoints over the T + 1 states of an episode of T steps, in the robot base frame."""
+    """K keypoints over the T + 1 states of an episode of T steps, in the robot base frame.
+
+    Where a keypoint is not visible its position is the best guess, and its covariance says so.
+    """
 
     names: tuple[str, ...]
     positions_m: np.ndarray  # (T+1, K, 3) float64, finite
     origin: str  # 'privileged' (simulator truth) or 'perceived' (from cameras)
+    visible: np.ndarray | None = None  # (T+1, K) bool; None becomes: all visible
+    covariance_m2: np.ndarray | None = None  # (T+1, K, 3, 3) float64; None becomes: zero
 
     def __post_init__(self) -> None:
-        """Check the shape, the names and that every number is finite."""
+        """Check shapes, names and origin, and that every number is finite; fill the defaults."""
+        if self.origin not in (PRIVILEGED, PERCEIVED):
+            raise KeypointError(
+                f"the keypoints' origin is '{self.origin}'; expected '{PRIVILEGED}' or "
+                f"'{PERCEIVED}'."
+            )
         expected = (len(self.positions_m), len(self.names), 3)
         if self.positions_m.shape != expected:
             raise KeypointError(
@@ -45,6 +58,20 @@ class KeypointTrack:
                 f'{len(bad)} numbers in all are not finite; expected metres at every step. '
                 'Record the episode again, or repair its scene_state.'
             )
+        self._fill('visible', np.bool_, (), True)
+        self._fill('covariance_m2', np.float64, (3, 3), 0.0)
+
+    def _fill(self, name: str, dtype: type, cell: tuple[int, ...], default: object) -> None:
+        """Set what was left out and check the shape of what was given."""
+        shape = (*self.positions_m.shape[:2], *cell)
+        value = getattr(self, name)
+        value = np.full(shape, default, dtype) if value is None else np.asarray(value, dtype)
+        if value.shape != shape or not np.isfinite(value).all():
+            raise KeypointError(
+                f'{name} of the keypoints has the shape {value.shape}; expected finite numbers of '
+                f'the shape {shape}.'
+            )
+        object.__setattr__(self, name, value)
 
     def position_m(self, name: str) -> np.ndarray:
         """Return (T+1, 3) positions of one keypoint; KeypointError lists the names there are."""
@@ -58,6 +85,35 @@ class KeypointTrack:
     def select(self, names: tuple[str, ...]) -> np.ndarray:
         """Return (T+1, len(names), 3) positions in the order asked for."""
         return np.stack([self.position_m(name) for name in names], axis=1)
+
+
+class KeypointSource(Protocol):
+    """Gives the keypoints of an episode, whatever they come from."""
+
+    origin: str  # 'privileged' or 'perceived'
+
+    def track(self, episode: Episode) -> KeypointTrack:
+        """Return T + 1 states of every keypoint.
+
+        Raises:
+            KeypointError: the episode lacks what this source needs; the text says what.
+
+        """
+
+
+class SceneSource:
+    """The simulator's truth, or what another tracker published as SceneState."""
+
+    origin = PRIVILEGED
+
+    def track(self, episode: Episode) -> KeypointTrack:
+        """Return the recorded keypoints; KeypointError without scene_state."""
+        if episode.scene is None:
+            raise KeypointError(
+                f"episode '{episode.info.episode_id}' has no scene_state. Record with the "
+                'scene_state topic in the contract, or take keypoints from its cameras.'
+            )
+        return track_from_scene(episode.scene)
 
 
 def track_from_scene(scene: Scene) -> KeypointTrack:

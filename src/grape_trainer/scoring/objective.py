@@ -11,13 +11,28 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from grape_trainer.scoring.stage import TEMPLATES, SegmentSettings, Stage
+from grape_trainer.scoring.stage import MotionSettings, SegmentSettings, Stage
+from grape_trainer.scoring.stage_templates import (
+    JOINT,
+    NEED_MOTION,
+    chained_settings,
+    link_names,
+    template_stages,
+)
 
 _SOURCE_TREE = Path(__file__).resolve().parents[3]
 
@@ -68,16 +83,27 @@ class TermSettings(_Section):
 class Objective(_Section):
     """A resolved objective."""
 
-    name: str = Field(min_length=1, pattern=r'^[A-Za-z0-9_.-]+$')
-    template: Literal['pick_place']
+    name: str = Field(min_length=1, pattern=r'^[A-Za-z0-9_.+-]+$')
+    template: str  # a name in stage_templates.TEMPLATES, or a chain 'turn_on+pick_place'
     reward: RewardSettings
     segmentation: SegmentSettings
+    motion: MotionSettings | None = None  # what templates other than pick_place need
     geometry: GeometrySettings
     stages: dict[str, dict[str, TermSettings]]  # stage name -> constraint name -> settings
 
+    @model_serializer(mode='wrap')
+    def _without_unused(self, handler: Callable[[Objective], dict]) -> dict:
+        """Leave out what pick-and-place does not use: its objectives keep their hash."""
+        content = handler(self)
+        if content['motion'] is None:
+            del content['motion']
+        return content
+
     @model_validator(mode='after')
     def _known(self) -> Objective:
-        stages = {stage.name: stage for stage in TEMPLATES[self.template]}
+        stages = {stage.name: stage for stage in template_stages(self.template)}
+        if self.motion is None and NEED_MOTION & set(link_names(self.template)):
+            raise ValueError(f"template '{self.template}' needs a section 'motion'")
         if set(self.stages) != set(stages):
             raise ValueError(
                 f"stages are {', '.join(self.stages)}; template '{self.template}' has: "
@@ -90,7 +116,7 @@ class Objective(_Section):
     @property
     def template_stages(self) -> tuple[Stage, ...]:
         """The stages of the template, in order."""
-        return TEMPLATES[self.template]
+        return template_stages(self.template)
 
     @property
     def config_sha256(self) -> str:
@@ -112,10 +138,17 @@ class Objective(_Section):
 def load_objective(path_or_name: str | Path) -> Objective:
     """Read an objective: a YAML file, or the name of one in config/objective/.
 
+    'turn_on+completion' chains two objectives for a task of two goals: the stages of the first,
+    then those of the second, with the first's weights of Eq. 9.
+
     Raises:
-        ObjectiveError: no such file or name, not a mapping, an unknown key, a value out of range.
+        ObjectiveError: no such file or name, not a mapping, an unknown key, a value out of range,
+            or two objectives that do not fit together.
 
     """
+    name = str(path_or_name)
+    if JOINT in name and not Path(name).is_file():
+        return _chained([load_objective(link) for link in name.split(JOINT)])
     path = _find(path_or_name)
     try:
         content = yaml.safe_load(path.read_text())
@@ -124,6 +157,30 @@ def load_objective(path_or_name: str | Path) -> Objective:
     if not isinstance(content, dict):
         raise ObjectiveError(f"'{path}' holds {type(content).__name__}; expected a mapping.")
     return _validated(content, f"'{path}'")
+
+
+def _chained(objectives: list[Objective]) -> Objective:
+    """Return one objective for the links of several, in this order."""
+    first = objectives[0]
+    name = JOINT.join(objective.name for objective in objectives)
+    for key in ('reward', 'segmentation', 'geometry', 'motion'):
+        found = [vars(objective)[key] for objective in objectives]
+        if len({value for value in found if value is not None}) > 1:
+            raise ObjectiveError(
+                f"the objectives of '{name}' differ in their section '{key}'; expected the same "
+                'in all of them. Write one YAML file for the chain.'
+            )
+    motions = [objective.motion for objective in objectives if objective.motion is not None]
+    template = JOINT.join(objective.template for objective in objectives)
+    settings = [objective.model_dump()['stages'] for objective in objectives]
+    content = first.model_dump() | {
+        'name': name,
+        'template': template,
+        'stages': chained_settings([o.template for o in objectives], settings),
+    }
+    if motions:
+        content['motion'] = motions[0].model_dump()
+    return _validated(content, f"objective '{name}'")
 
 
 def _validated(content: dict[str, object], where: str) -> Objective:

@@ -246,7 +246,8 @@ def _no_pairs_text(
         found = ', '.join(f'{n} {status}' for status, n in counts) or 'no rows'
         return (
             f'No trial has an R_GCPG score; the table has: {found}. Collect trials with a policy '
-            "('grape collect'), then score them."
+            "that gives log-probabilities ('grape collect'; pi0 and Octo give none), then score "
+            'them; or rank by what happened alone, with an objective that has lambda_self: 0.'
         )
     lines = ['No pair could be made:']
     lines += [

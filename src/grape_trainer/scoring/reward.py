@@ -22,7 +22,8 @@ from grape_episode.outcome import Outcome
 from grape_trainer.scoring.cost import StageCost, cost_program, stage_costs
 from grape_trainer.scoring.keypoint import track_from_scene
 from grape_trainer.scoring.objective import Objective, RewardSettings
-from grape_trainer.scoring.stage import Roles, segment
+from grape_trainer.scoring.stage import segment_plan
+from grape_trainer.scoring.stage_plan import plan_for
 
 # One term outweighs another when its weighted spread is this many times as large.
 SWAMP_RATIO = 10.0
@@ -117,9 +118,9 @@ def score_episode(
             'the scene_state topic in the contract.'
         )
     track = track_from_scene(episode.scene)
-    roles = Roles.from_environment(info.environment)
-    segmentation = segment(episode, track, roles, objective.segmentation)
-    stages = stage_costs(episode, track, segmentation, roles, objective)
+    plan = plan_for(info, track.names, objective.template)
+    segmentation = segment_plan(episode, track, plan, objective.segmentation, objective.motion)
+    stages = stage_costs(episode, track, segmentation, objective)
     log_r_ext = -math.fsum(stage.cost for stage in stages)
     r_self, r_self_per_token = _self_reward(episode)
     success = outcome is Outcome.SUCCESS

@@ -7,8 +7,10 @@ its row and scoring goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from grape_episode.bag import BagError, read_episode, read_info
@@ -39,6 +41,12 @@ from grape_trainer.scoring.score_table import (
 )
 from grape_trainer.scoring.stage import StageError
 
+NO_R_SELF = (
+    'no R_self: steps without token log-probabilities (an expert, a person, or a served policy '
+    'without them); ranked only with lambda_self 0'
+)
+BAGS_A_PROCESS = 8  # fewer do not pay for its start
+
 
 @dataclass(frozen=True)
 class ScoreReport:
@@ -64,6 +72,7 @@ def score_bags(
     objective: Objective,
     out_csv: Path | str,
     progress: Callable[[int, int, ScoreRow], None] | None = None,
+    jobs: int = 1,
 ) -> ScoreReport:
     """Score bags into a table; one that cannot be scored is reported in its row, and it goes on.
 
@@ -72,6 +81,7 @@ def score_bags(
         objective: what to score them for.
         out_csv: the table; an existing one is resumed, rows of bags not asked for are dropped.
         progress: called with (done, total, row) after each bag.
+        jobs: processes to score with; the table is the same for any number.
 
     Raises:
         ScoreTableError: no bags, or out_csv is something else than a score table.
@@ -90,18 +100,36 @@ def score_bags(
     }
     kept = _still_valid(out_csv, paths, stamps)
     write_scores(out_csv, kept.values(), names)
-    rows: dict[Path, ScoreRow] = {}
-    for done, path in enumerate(paths, start=1):
-        row = kept.get(path)
-        if row is None:
-            row = score_bag(path, objective, stamps)
-            append_score(out_csv, row, names)
-        rows[path] = row
+    rows = dict(kept)
+    for done, row in enumerate(kept.values(), start=1):
         if progress is not None:
             progress(done, len(paths), row)
-    write_scores(out_csv, rows.values(), names)
-    ordered = tuple(rows.values())
+    for row in _scored([path for path in paths if path not in kept], objective, stamps, jobs):
+        append_score(out_csv, row, names)
+        rows[row.bag] = row
+        if progress is not None:
+            progress(len(rows), len(paths), row)
+    ordered = tuple(rows[path] for path in paths)
+    write_scores(out_csv, ordered, names)
     return ScoreReport(ordered, len(kept), spread_of(ordered, objective))
+
+
+def _scored(
+    paths: Sequence[Path], objective: Objective, stamps: Mapping[str, str], jobs: int
+) -> Iterator[ScoreRow]:
+    """Yield each bag's row as soon as it is there."""
+    jobs = min(jobs, len(paths) // BAGS_A_PROCESS)
+    if jobs <= 1:
+        yield from (score_bag(path, objective, stamps) for path in paths)
+        return
+    # Spawned: a fork would copy locks that torch's and OpenMP's threads hold.
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context('spawn'))
+    try:
+        waiting = [pool.submit(score_bag, path, objective, stamps) for path in paths]
+        for future in as_completed(waiting):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def score_bag(path: Path, objective: Objective, stamps: Mapping[str, str]) -> ScoreRow:
@@ -175,6 +203,7 @@ def _score_fields(score: TrialScore) -> dict[str, object]:
         'success': score.success,
         'steps': score.steps,
         'status': SCORED if score.r_self is not None else NO_LOG_PROBS,
+        'detail': '' if score.r_self is not None else NO_R_SELF,
         'r_self': score.r_self,
         'r_self_per_token': score.r_self_per_token,
         'stage_costs': {stage.stage: stage.cost for stage in score.stages},
