@@ -86,6 +86,27 @@ def test_log_probs_of_a_trajectory_equal_the_recorded_ones(engine, temperature):
     np.testing.assert_allclose(scored.numpy(), recorded, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'),
+    [(torch.float32, 1e-4), (torch.float16, 0.03), (torch.bfloat16, 0.2)],
+)
+def test_recorded_and_bulk_log_probs_agree_within_the_stated_tolerance(dtype, tolerance):
+    """docs/reference/policy.md states these; half precision rounds each path differently."""
+    checkpoint = tiny_checkpoint()
+    checkpoint.model.to(dtype)
+    half = Engine(checkpoint)
+    half.set_adapter('base')
+    images = np.stack([picture(seed) for seed in range(6)])
+    steps = [
+        half.predict([Observation(image, MILK)], 1.0, generators(seed))[0]
+        for seed, image in enumerate(images)
+    ]
+    with torch.no_grad():
+        scored = half.trajectory_log_probs(images, MILK, np.stack([s.token_ids for s in steps]))
+    assert scored.dtype == torch.float32
+    np.testing.assert_allclose(scored, np.stack([s.log_probs for s in steps]), atol=tolerance)
+
+
 def test_only_action_tokens_are_chosen_even_when_words_are_likelier(engine):
     model = tiny_checkpoint().model
     with torch.no_grad():

@@ -95,10 +95,13 @@ class LocalBackend:
         return name
 
     def health(self) -> Health:
-        """Return the device and the checkpoint's hash."""
+        """Return the device, the checkpoint's hash and the resident adapters."""
         return Health(
             hardware=str(self.engine.model.device),
-            values={'policy_sha256': self.engine.policy_sha256},
+            values={
+                'policy_sha256': self.engine.policy_sha256,
+                'adapters': ', '.join(self.engine.adapters.names),
+            },
         )
 
     def close(self) -> None:
