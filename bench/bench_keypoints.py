@@ -1,12 +1,12 @@
 """How far perceived keypoints are from the simulator's truth, on episodes of the expert.
 
-    .venv/bin/python bench/bench_keypoints.py [--tasks libero_object/0 ...] [--init-states 20 21]
+    .venv/bin/python bench/bench_keypoints.py [--tasks libero_object/0 ...] [--init-states 30 31]
         [--proposer height|colour] [--depth-noise 0.0] [--rendering fast|stock] [--json out.json]
         [--overlays DIR]
 
-The tracker was tuned on libero_object/0 (initial states 0, 1), /3 (0), libero_spatial/0 (0, 1),
-/2, /5, /9 (0) and libero_goal/8 (0): report on others. A click stands for the person; see
-keypoint_episodes.TruthEpisode.clicks.
+The tracker was tuned on libero_object/0 (initial states 0, 1), /3 (0), /8 (0, 1), libero_spatial/0
+(0, 1), /2, /5, /9 (0), /4 (0, 1) and libero_goal/2, /8 (0): report on others. A click stands for a
+person; see keypoint_episodes.TruthEpisode.clicks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from grape_trainer.scoring.keypoint_source import make_proposer
 from grape_trainer.scoring.keypoint_tracking import track_objects
 
 TASKS = ['libero_object/0', 'libero_object/3', 'libero_spatial/0', 'libero_spatial/2']
-INIT_STATES = [20, 21, 22]
+INIT_STATES = [30, 31, 32]
 CHI2_95 = 7.815  # of 3 degrees of freedom
 GOAL_M = 0.02
 
