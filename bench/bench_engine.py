@@ -161,6 +161,8 @@ def table(results: dict[str, dict]) -> Table:
         pairs.append(
             (f'log-probs of {STEPS} steps', 'log-probs, a step each', 'log-probs, chunks')
         )
+        if 'engine compiled 1' in found:
+            pairs.append(('1, compiled', 'generate 1', 'engine compiled 1'))
         for work, slow, fast in pairs:
             ratio = found[slow] / found[fast]
             out.add_row(
