@@ -106,6 +106,14 @@ def test_rim_grasp_without_contacts_is_found_from_lift_and_distance():
     assert spans(trial)[0] == (0, 42, True)
 
 
+def test_a_real_robots_trial_without_a_scene_is_cut_by_keypoints_alone():
+    trial = make_trial()
+    track = track_from_scene(trial.scene)
+    found = segment(replace(trial, scene=None), track, ROLES, SETTINGS)
+    assert [(s.start, s.stop) for s in found.spans] == [(0, 42), (42, 93), (93, 130)]
+    assert found.spans[2].completed
+
+
 def test_open_gripper_that_touches_the_target_does_not_hold_it():
     trial = make_trial((REACH, Phase(1.0, TARGET_M, closed=False, holds=True)))
     assert cut(trial).grasps == 0

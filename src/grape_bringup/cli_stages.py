@@ -131,16 +131,13 @@ def _client(
 
 def _table(cut: Segmentation, rate_hz: float) -> Table:
     table = Table(box=None, header_style='bold')
-    for name in ('stage', 'states', 'seconds', 'ends', 'target', 'receptacle', ''):
-        table.add_column(name)
+    for name in ('stage', 'states', 'seconds', 'ends', 'target', 'receptacle', 'completed'):
+        table.add_column(name, overflow='fold')
     for span in cut.spans:
         states = seconds = '-'
         if span.reached:
             states = f'{span.start}..{span.stop}'
             seconds = f'{span.start / rate_hz:.2f}..{span.stop / rate_hz:.2f}'
-        done = (
-            'completed' if span.completed else 'not completed' if span.reached else 'not reached'
-        )
         table.add_row(
             span.stage.name,
             states,
@@ -148,6 +145,6 @@ def _table(cut: Segmentation, rate_hz: float) -> Table:
             span.stage.ends,
             span.roles.target,
             span.roles.receptacle,
-            done,
+            'yes' if span.completed else 'no' if span.reached else 'never reached',
         )
     return table

@@ -264,6 +264,8 @@ def _collided(episode: Episode, roles: Sequence[Roles]) -> np.ndarray:
     An environment knows the target and the receptacle of one goal. In a task of several, that the
     robot touches those of the others is no collision.
     """
+    if episode.scene is None:
+        return np.zeros(len(episode.ee_position_m), dtype=bool)
     goals = {name for each in roles for name in _allowed(each)} if len(set(roles)) > 1 else set()
     excused = {'|'.join(sorted((body, goal))) for body in ROBOT_BODIES for goal in goals}
     return np.array([bool(set(pairs) - excused) for pairs in episode.scene.collisions])

@@ -120,7 +120,7 @@ def segment_plan(
     completed most stages.
 
     Args:
-        episode: with a recorded scene.
+        episode: with a recorded scene, or without one (no contacts are known then).
         track: its keypoints.
         plan: the stages, and who plays which part.
         settings: thresholds of grasps and arrivals.
@@ -200,12 +200,11 @@ def _check_lengths(episode: Episode, track: KeypointTrack) -> None:
             'the episode has no control step; expected one or more. Leave it out, or record it '
             'again.'
         )
-    lengths = {
-        'scene_state': len(track.positions_m),
-        'grasped': len(episode.scene.grasped),
-        'collisions': len(episode.scene.collisions),
-        'ee_pose': len(episode.ee_position_m),
-    }
+    lengths = {'scene_state': len(track.positions_m)}
+    if episode.scene is not None:
+        lengths['grasped'] = len(episode.scene.grasped)
+        lengths['collisions'] = len(episode.scene.collisions)
+    lengths['ee_pose'] = len(episode.ee_position_m)
     wrong = {name: length for name, length in lengths.items() if length != steps + 1}
     if wrong:
         raise StageError(

@@ -16,12 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from grape_episode.bag import read_episode
-from grape_episode.episode import Episode
 from grape_episode.version import code_version
 from grape_trainer.scoring.cost_program import inspect_text
 from grape_trainer.scoring.cost_sandbox import CostSandbox
 from grape_trainer.scoring.keypoint import KeypointTrack, SceneSource
-from grape_trainer.scoring.stage_definition import StageError
 from grape_trainer.scoring.stage_plan import plan_for
 from grape_trainer.scoring.stage_proposal import (
     StageProposal,
@@ -75,7 +73,7 @@ def propose_stages(
         plan = plan_for(info, track.names, template)
         proposal = proposal_of_plan(plan, info.task, info.instruction, names, version)
     else:
-        pictures = _first_frame(episode) if images is None else list(images)
+        pictures = [episode.policy_images()[0]] if images is None else list(images)
         keypoints = [
             NumberedKeypoint(name, tuple(map(float, track.position_m(name)[0]))) for name in names
         ]
@@ -94,12 +92,3 @@ def program_check(sandbox: CostSandbox) -> Check:
         return '\n'.join(map(str, inspect_text(text, sandbox).problems)) or None
 
     return check
-
-
-def _first_frame(episode: Episode) -> list[np.ndarray]:
-    if not episode.images:
-        raise StageError(
-            f"'{episode.path}' has no camera, and a model needs a picture. Record one, or take "
-            'the built-in template.'
-        )
-    return [episode.policy_images()[0]]

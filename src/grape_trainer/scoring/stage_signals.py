@@ -65,6 +65,10 @@ class TrialSignals:
         self._episode, self._track = episode, track
         self._settings, self._motion, self._rate_hz = settings, motion, rate_hz
         self.last = len(episode.gripper_command)
+        scene, nothing = episode.scene, ((),) * (self.last + 1)
+        # A real robot records no scene: no grasps, no contacts, no verdict, only keypoints.
+        self._grasped = nothing if scene is None else scene.grasped
+        self._contacts = nothing if scene is None else scene.contacts
         # The command of step t acts on state t + 1.
         self._closed = np.concatenate(([False], episode.gripper_command < settings.closed_below))
         self.holds = cache(self._holds)
@@ -78,7 +82,7 @@ class TrialSignals:
         """
         settings, closed = self._settings, self._closed
         target_m = self._track.position_m(target)
-        touched = np.array([target in names for names in self._episode.scene.grasped])
+        touched = np.array([target in names for names in self._grasped])
         near = self.hand_distance_m(target) <= settings.near_m
         held = closed & (touched | (self.lifted(target) & near))
         runs = _bridged(_runs(held), closed, settings.bridge_gap_s * self._rate_hz)
@@ -129,12 +133,16 @@ class TrialSignals:
         return arrived
 
     def touching(self, target: str) -> np.ndarray:
-        """Return (T+1,) whether a robot's body is recorded in contact with the target."""
-        scene = self._episode.scene
-        pairs = [{frozenset(pair.split('|')) for pair in state} for state in scene.contacts]
-        wanted = {frozenset((body, target)) for body in ROBOT_BODIES}
-        grasped = np.array([target in names for names in scene.grasped])
-        return grasped | np.array([bool(wanted & state) for state in pairs])
+        """Return (T+1,) whether the robot is recorded in contact with the target.
+
+        Contacts are of whole objects: to touch a cabinet is to touch its drawer, by the names
+        `cabinet_1` and `cabinet_1_top_region`.
+        """
+        names = self._track.names
+        owners = {name for name in names if target == name or target.startswith(f'{name}_')}
+        wanted = {'|'.join(sorted((body, name))) for body in ROBOT_BODIES for name in owners}
+        grasped = np.array([target in names for names in self._grasped])
+        return grasped | np.array([not wanted.isdisjoint(pairs) for pairs in self._contacts])
 
     def displacement_m(self, target: str) -> np.ndarray:
         """Return (T+1,) distances of a keypoint from its first position."""
@@ -144,7 +152,7 @@ class TrialSignals:
     def rotation(self, target: str) -> Rotation | None:
         """Return the T+1 rotations of a keypoint from its first one; None where none is known."""
         scene = self._episode.scene
-        if target not in scene.names:
+        if scene is None or target not in scene.names:
             return None
         quaternions = scene.quaternions_xyzw[:, scene.names.index(target)]
         if not np.isfinite(quaternions).all() or not np.linalg.norm(quaternions, axis=1).all():
@@ -161,6 +169,8 @@ class TrialSignals:
     @property
     def success(self) -> np.ndarray:
         """Return (T+1,) the environment's own verdict at each state."""
+        if self._episode.scene is None:
+            return np.zeros(self.last + 1, dtype=bool)
         return np.asarray(self._episode.scene.success, dtype=bool)
 
     @property

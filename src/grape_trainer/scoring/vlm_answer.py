@@ -112,7 +112,8 @@ def _said(text: object, refusal: object, reason: str, max_tokens: int) -> str:
             f'the model answers nothing (finish_reason {reason or "none"}). Ask again, or take '
             'another model.'
         )
-    return text
+    # Half a surrogate pair can be neither sent back nor written down.
+    return text.encode(errors='replace').decode()
 
 
 def _count(value: object) -> int | None:

@@ -119,8 +119,12 @@ def load_vlm_config(path: Path | str | None = None, **given: object) -> VlmConfi
         where = f"'{path}'"
         try:
             read = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise VlmError(f'{where} cannot be read: {error}') from error
+        except yaml.MarkedYAMLError as error:
+            # Not yaml's own text: it repeats the line, and what should not be in it.
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise VlmError(f'{where} line {line} is not YAML: {error.problem}.') from None
         if not isinstance(read, dict):
             raise VlmError(f'{where} holds {type(read).__name__}; expected a mapping.')
         if 'api_key' in read:
