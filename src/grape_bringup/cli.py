@@ -17,6 +17,7 @@ from grape_bringup import (
     cli_costs,
     cli_data,
     cli_loop,
+    cli_review,
     cli_rollouts,
     cli_serve,
     cli_stages,
@@ -55,6 +56,7 @@ bag_app.command('info')(cli_bag.info)
 bag_app.command('recover')(cli_bag.recover)
 app.add_typer(costs_app, name='costs')
 costs_app.command('check')(cli_costs.check)
+costs_app.command('review')(cli_review.review)
 app.add_typer(stages_app, name='stages')
 stages_app.command('propose')(cli_stages.propose)
 stages_app.command('show')(cli_stages.show)

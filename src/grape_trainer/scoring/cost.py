@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -54,6 +54,24 @@ class Signals:
     time_s: np.ndarray  # (N,) since the stage began
     geometry: GeometrySettings
     progress: np.ndarray | None = None  # (N,) 0 .. 1, towards the event that ends the stage
+
+
+@dataclass(frozen=True)
+class StageStates:
+    """The N states of a stage that was reached."""
+
+    span: StageSpan
+    end_effector: np.ndarray  # (N, 3) m
+    keypoints: np.ndarray  # (N, K, 3) m: target, receptacle, obstacles
+    held: np.ndarray  # (N,) bool
+    collided: np.ndarray  # (N,) bool
+    time_s: np.ndarray  # (N,) since the stage began
+    progress: np.ndarray  # (N,) 0 .. 1
+
+    @property
+    def number(self) -> int:
+        """The stage's number, from 1."""
+        return self.span.stage.number
 
 
 Constraint = Callable[[np.ndarray, np.ndarray, Signals], np.ndarray]
@@ -198,28 +216,50 @@ def stage_costs(
         KeypointError: a role that names no recorded keypoint.
 
     """
-    time_s = np.arange(len(track.positions_m)) / control_rate_hz(episode)
-    collided = _collided(episode, [span.roles for span in segmentation.spans])
+    reached = {id(states.span): states for states in states_of(episode, track, segmentation)}
     costs = []
-    for index, span in enumerate(segmentation.spans):
+    for span in segmentation.spans:
         settings = objective.stages[span.stage.name]
-        arrays = None
-        if span.reached:
-            states = span.states
+        arrays, states = None, reached.get(id(span))
+        if states is not None:
             signals = Signals(
-                held=segmentation.holds[index][states],
-                collided=collided[states],
-                time_s=time_s[states] - time_s[states][0],
+                held=states.held,
+                collided=states.collided,
+                time_s=states.time_s,
                 geometry=objective.geometry,
-                progress=segmentation.progress[index][states],
+                progress=states.progress,
             )
-            keypoints = track.select(_keypoint_names(track, span.roles))[states]
-            arrays = (np.asarray(episode.ee_position_m)[states], keypoints, signals)
+            arrays = (states.end_effector, states.keypoints, signals)
         terms = tuple(
             _term(objective.template, name, term, arrays) for name, term in settings.items()
         )
         costs.append(_stage_cost(span, settings, terms))
     return tuple(costs)
+
+
+def states_of(
+    episode: Episode, track: KeypointTrack, segmentation: Segmentation
+) -> Iterator[StageStates]:
+    """Yield the states of every stage that was reached.
+
+    Raises:
+        KeypointError: a role that names no recorded keypoint.
+
+    """
+    time_s = np.arange(len(track.positions_m)) / control_rate_hz(episode)
+    collided = _collided(episode, [span.roles for span in segmentation.spans])
+    for index, span in enumerate(segmentation.spans):
+        if span.reached:
+            states = span.states
+            yield StageStates(
+                span=span,
+                end_effector=np.asarray(episode.ee_position_m)[states],
+                keypoints=track.select(_keypoint_names(track, span.roles))[states],
+                held=segmentation.holds[index][states],
+                collided=collided[states],
+                time_s=time_s[states] - time_s[states][0],
+                progress=segmentation.progress[index][states],
+            )
 
 
 def cost_program(objective: Objective) -> CostProgram:
