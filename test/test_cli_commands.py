@@ -12,6 +12,7 @@ from report_runs import write_run
 FORMS = (
     'demos', 'train sft', 'train tpo', 'collect', 'score', 'pair', 'evaluate', 'iterate',
     'report', 'doctor', 'demo', 'bag info', 'bag recover', 'checkpoint info', 'checkpoint verify',
+    'stages propose', 'stages show', 'costs check',
 )  # fmt: skip
 
 

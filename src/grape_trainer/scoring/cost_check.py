@@ -42,7 +42,7 @@ class CheckReport:
     """Whether a program is accepted, and why not."""
 
     notation: str  # '' where the text was refused before it was known
-    sha256: str
+    sha256: str  # '' where the file could not be read
     functions: tuple[FunctionCheck, ...]
     problems: tuple[Problem, ...]  # all, with and without a function
     walls: Mapping[str, bool]  # that the sandbox stood behind
@@ -74,14 +74,17 @@ class CheckReport:
 
 
 def check_file(path: Path | str, sandbox: CostSandbox) -> CheckReport:
-    """Check a file; what is wrong with it is in the report.
+    """Check a file; what is wrong with it, or that it cannot be read, is in the report.
 
     Raises:
-        ProgramError: the file cannot be read.
         SandboxError: no worker could be started.
 
     """
-    return check_text(read_text(path), sandbox, path=Path(path))
+    try:
+        text = read_text(path)
+    except ProgramError as error:
+        return CheckReport('', '', (), error.problems, {})
+    return check_text(text, sandbox, path=Path(path))
 
 
 def check_text(

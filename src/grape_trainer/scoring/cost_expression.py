@@ -16,6 +16,7 @@ OPERATORS = (
     ast.BitAnd, ast.BitOr, ast.BitXor,
 )  # fmt: skip
 MAX_CLAUSES = 3  # of a comprehension
+MAX_NAME = 60  # letters
 
 _HINT_NAMES = {'List', 'Tuple', 'Optional', 'Union', 'Sequence', 'list', 'tuple', 'np', 'numpy'}
 _HINT_ATTRIBUTES = {'np.ndarray', 'np.array', 'np.float64', 'np.floating'}
@@ -107,7 +108,11 @@ class ExpressionCheck:
 
     def assigned(self, node: ast.AST, name: str) -> None:
         """Check a name that is given a value or a function."""
-        if '__' in name:
+        if len(name) > MAX_NAME:
+            self._refusals.at(
+                node, f"the name '{shortened(name)}' has more than {MAX_NAME} letters"
+            )
+        elif '__' in name:
             self._refusals.at(node, f"the name '{shortened(name)}' has two underscores in a row")
         elif name in BUILTINS or name in NUMPY_NAMES:
             self._refusals.at(node, f"'{name}' is the name of a given function; take another")
@@ -240,11 +245,13 @@ class ExpressionCheck:
         return function.keywords
 
     def _unknown(self, node: ast.Call, name: str) -> None:
-        if name.startswith('np.'):
+        if name == self._refusals.function:
+            self._refusals.at(node, 'a function cannot call itself; write a for loop')
+        elif name.startswith('np.'):
             self._refusals.at(node, f'{shortened(name)} is not a function that was given')
         else:
             self._refusals.at(
                 node,
                 f"the function '{shortened(name)}' was not given; there are {', '.join(BUILTINS)},"
-                ' those of np, and what the program defines further up',
+                ' some of np, and what the program defines further up',
             )

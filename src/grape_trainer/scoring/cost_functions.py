@@ -8,12 +8,14 @@ guard that looks at the shapes first.
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from grape_trainer.scoring.cost_operators import combined
 from grape_trainer.scoring.cost_values import (
     MAX_DIMENSIONS,
     MAX_ELEMENTS,
@@ -231,6 +233,7 @@ BUILTINS: Mapping[str, Function] = {
     'list': Function(lambda values: list(items_of(values)), lists=True),
     'max': Function(_extreme(max), 1, MAX_ITEMS, frozenset({'default'}), lists=True),
     'min': Function(_extreme(min), 1, MAX_ITEMS, frozenset({'default'}), lists=True),
+    'pow': Function(lambda base, exponent: combined(ast.Pow(), base, exponent), 2, 2),
     'range': Function(_range, 1, 3, lists=True),
     'round': Function(_round, 1, 2),
     'sorted': Function(lambda values: sorted(_numbers((values,), 'sort')), lists=True),
@@ -242,15 +245,15 @@ BUILTINS: Mapping[str, Function] = {
 NUMPY: Mapping[str, Function] = {
     **_entries(
         'abs absolute fabs sign sqrt cbrt square exp expm1 log log1p log2 log10 sin cos tan '
-        'arcsin arccos arctan sinh cosh tanh floor ceil rint trunc deg2rad rad2deg radians '
-        'degrees negative isfinite isnan isinf logical_not float64',
+        'arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh exp2 floor ceil rint trunc '
+        'deg2rad rad2deg radians degrees negative isfinite isnan isinf logical_not float64',
         1, 1,
     ),
     **_entries(
         'add subtract multiply divide true_divide floor_divide mod remainder fmod power '
         'float_power maximum minimum fmax fmin hypot arctan2 copysign heaviside greater '
         'greater_equal less less_equal equal not_equal logical_and logical_or logical_xor '
-        'array_equal',
+        'logaddexp array_equal',
         2, 2, guard=_each,
     ),
     **_entries('isclose allclose', 2, 4, 'rtol atol', _each),
@@ -258,9 +261,11 @@ NUMPY: Mapping[str, Function] = {
     **_entries('clip', 1, 3, 'a_min a_max min max', _each),
     **_entries('sum prod mean median min max amin amax ptp all any', 1, 2, 'axis keepdims'),
     **_entries('std var', 1, 2, 'axis keepdims ddof'),
-    **_entries('argmin argmax count_nonzero cumsum argsort sort', 1, 2, 'axis'),
+    **_entries('argmin argmax count_nonzero cumsum cumprod argsort sort flip', 1, 2, 'axis'),
     **_entries('average', 1, 2, 'axis weights'),
     **_entries('diff', 1, 1, 'axis'),
+    **_entries('percentile quantile', 2, 2, 'axis', _product),
+    **_entries('interp', 3, 3),
     **_entries('dot inner vdot outer matmul', 2, 2, '', _product),
     **_entries('cross', 2, 2, 'axis', _product),
     **_entries('expand_dims', 2, 2, 'axis', lists=True),

@@ -97,6 +97,10 @@ def _problem(error: Mapping, places: Mapping[str, list[int]]) -> Problem:
         model = next((each for each in KINDS if kind in _kinds_of(each)), _Document)
         known = (field.alias or name for name, field in model.model_fields.items())
         message = f"'{named[:40]}' is unknown here; there are {', '.join(known)}"
+    elif error['type'] == 'model_type':
+        message = "expected 'costs:' with a list of costs"
+    elif error['type'] == 'model_attributes_type':
+        message = 'expected a cost: stage, class, kind and its numbers'
     elif named:
         message = f'{named}: {message}'
     while location and '.'.join(map(str, location)) not in places:

@@ -21,13 +21,15 @@ from dataclasses import dataclass, field
 
 from grape_trainer.scoring.cost_expression import ExpressionCheck, target_names
 from grape_trainer.scoring.cost_form import NAME_FORM, REQUIRED_INPUTS, SIGNAL_INPUTS, stage_name
-from grape_trainer.scoring.cost_refusal import Refusals
+from grape_trainer.scoring.cost_refusal import Refusals, shortened
 from grape_trainer.scoring.cost_source import Problem
 
 MAX_NODES = 6000
 MAX_DEPTH = 60  # of nested syntax
 MAX_FUNCTIONS = 64
 MAX_PARAMETERS = 8
+
+_FREE_TEXT = (tokenize.STRING, tokenize.COMMENT)
 
 
 @dataclass
@@ -64,10 +66,14 @@ def _parsed(text: str, refusals: Refusals) -> ast.Module | None:
         tree = ast.parse(text)
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             # Python reads names in their NFKC form: a bold 'eval' would be 'eval'.
-            if token.type == tokenize.NAME and not token.string.isascii():
-                refusals.program('names are plain ASCII', token.start[0], token.start[1] + 1)
+            if not token.string.isascii() and token.type not in _FREE_TEXT:
+                refusals.program(
+                    'outside comments and docstrings the text is plain ASCII',
+                    token.start[0],
+                    token.start[1] + 1,
+                )
     except SyntaxError as error:
-        refusals.program(f'not Python: {error.msg}', error.lineno, error.offset)
+        refusals.program(f'not Python: {error.msg}', error.lineno, error.offset or None)
     except tokenize.TokenError as error:
         refusals.program(f'not Python: {error.args[0]}')
     except (RecursionError, MemoryError):
@@ -139,7 +145,7 @@ class _ProgramCheck:
             self._refusals.program(f'{len(names)} functions; at most {MAX_FUNCTIONS}')
 
     def _definition(self, node: ast.FunctionDef) -> None:
-        self._refusals.function = node.name
+        self._refusals.function = shortened(node.name)
         if node.name in self._program.functions or node.name in self._constants:
             self._refusals.at(node, 'the name is there twice; number the constraints')
         self._expression.assigned(node, node.name)

@@ -64,10 +64,13 @@ def read_text(path: Path | str) -> str:
     """
     try:
         # Opening a named pipe without O_NONBLOCK waits for somebody to write.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise _refused(f"'{path}' is not a regular file; give a .py, .yaml or .json file.")
-            content = file.read(MAX_TEXT_BYTES + 4)
+            content = os.read(fd, MAX_TEXT_BYTES + 4)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise _refused(f"'{path}' cannot be read: {error.strerror}.") from error
     try:
