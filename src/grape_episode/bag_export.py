@@ -1,7 +1,7 @@
 """Write an Episode back as a bag: to convert, perturb or make up episodes, without ROS.
 
-What an Episode does not hold is not written: joint velocities, the safety gate's reason, the
-environment's stage, and other nodes' clocks (log times are the message stamps).
+What an Episode does not hold is not written: joint velocities, depth and its camera, the safety
+gate's reason, the environment's stage, and other nodes' clocks (log times are the message stamps).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ contract says, not cropped), u to the right and v down:
 
 Every trial from the same initial state begins with the same picture, so that one file serves
 them all. A click means the smallest proposed thing under it; where nothing was proposed, or two
-names are on one proposal, it means the surface around it of its colour.
+names are on one proposal (a bowl in a drawer), it means what stands out there by its colour, and
+where nothing does, the surface around it of its colour.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from grape_episode.camera import CameraGeometry
 from grape_trainer.scoring.keypoint import KeypointError
 from grape_trainer.scoring.keypoint_lifting import SURFACE_GAP_M, point_map, surface_labels
-from grape_trainer.scoring.keypoint_proposal import Proposal
+from grape_trainer.scoring.keypoint_proposal import ColourContour, Proposal
 
 Clicks = Mapping[str, Sequence[float]]  # name -> u, v
 
@@ -103,13 +104,24 @@ def masks_of_clicks(
                 f"the click on '{name}' is at [{u}, {v}]; the picture has {width} x {height} "
                 'pixels. Clicks are on the whole picture, turned as the contract says.'
             )
-    chosen = {name: _under(click, proposals, width) for name, click in clicks.items()}
-    shared = [n for n in chosen.values() if n is not None and list(chosen.values()).count(n) > 1]
+    masks = _unshared(clicks, proposals, width)
+    unclear = {name: click for name, click in clicks.items() if name not in masks}
+    if unclear:
+        masks |= _unshared(unclear, ColourContour().propose(image, depth_m, camera), width)
     return {
-        name: _grown(name, clicks[name], image, depth_m, camera)
-        if number is None or number in shared
-        else proposals[number].mask
+        name: masks[name] if name in masks else _grown(name, click, image, depth_m, camera)
+        for name, click in clicks.items()
+    }
+
+
+def _unshared(clicks: Clicks, proposals: Sequence[Proposal], width: int) -> dict[str, np.ndarray]:
+    """Return name -> mask of the clicks that have a proposal for themselves."""
+    chosen = {name: _under(click, proposals, width) for name, click in clicks.items()}
+    numbers = list(chosen.values())
+    return {
+        name: proposals[number].mask
         for name, number in chosen.items()
+        if number is not None and numbers.count(number) == 1
     }
 
 

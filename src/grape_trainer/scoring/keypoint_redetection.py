@@ -21,11 +21,11 @@ SIZES = (
 )  # of the object's picture: nearer and farther than in the first frame
 PLACES = 4  # tried in each size
 MIN_SCORE = 0.5  # of the normalised correlation
-SEEN_TO_ACCEPT = 0.45  # of the model's points
+SEEN_TO_ACCEPT = 0.6  # of the model's points
 ABSENT_TO_REFUSE = 0.25
 SIZE_TOLERANCE = 1.25  # of the size found, to the one that the depth found asks for
-MARGIN_PX = 12  # around the last place, at 224 px; grows with every frame without the object
-MARGIN_PER_FRAME_PX = 2.0
+MARGIN_PX = 12  # around the last place, at 224 px
+MARGIN_PER_FRAME_PX = 5.0  # a hand moves it by 2 cm a picture
 
 
 class Redetector:

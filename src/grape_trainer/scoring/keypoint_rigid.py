@@ -1,7 +1,8 @@
 """The motion that most of an object's points agree on, found in spite of those that do not.
 
-RANSAC over rigid motions, compared with the plainer one that keeps the rotation as it was: a few
-noisy points on a small object always find some rotation that suits them better.
+RANSAC over rigid motions, and beside it the plainer one that keeps the rotation as it was: a few
+noisy points on a small object always find some rotation that suits them better. Which of the two
+the whole object shows is for the tracker to see.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROTATION_MUST_GAIN = 0.15  # of the inliers, or a rotation is not believed
 SAMPLES = 64
+FEWEST_TO_TURN = 4  # points; three fit any rotation exactly
 LEVER_M = 1e-4  # a sample with less area spans no plane
 
 
@@ -34,35 +35,34 @@ class Pose:
 UNMOVED = Pose(np.eye(3), np.zeros(3))
 
 
-def fit_pose(
+def fit_poses(
     first_m: np.ndarray,
     now_m: np.ndarray,
     before: Pose,
     tolerance_m: float,
     generator: np.random.Generator,
-) -> tuple[Pose, np.ndarray]:
-    """Return the pose that most points agree on, and which do.
+) -> list[tuple[Pose, np.ndarray]]:
+    """Return the poses that most points agree on, the plainer one first.
 
     Args:
         first_m: (N, 3) where the points were in the first picture.
         now_m: (N, 3) where they are.
-        before: the pose of the picture before; its rotation is kept unless another one gains.
+        before: the pose of the picture before; the plainer pose keeps its rotation.
         tolerance_m: a point within it agrees.
         generator: draws the samples.
 
     Returns:
-        The pose, and (N,) bool. No points: `before`, and none.
+        Pose and (N,) bool, which points agree. The turned one is there if it has as many.
 
     """
     if len(first_m) == 0:
-        return before, np.zeros(0, bool)
-    kept, kept_inliers = _translation(first_m, now_m, before.rotation, tolerance_m)
-    if len(first_m) < 4:
-        return kept, kept_inliers
-    turned, turned_inliers = _rigid(first_m, now_m, tolerance_m, generator)
-    if turned_inliers.sum() > kept_inliers.sum() * (1 + ROTATION_MUST_GAIN) + 1:
-        return turned, turned_inliers
-    return kept, kept_inliers
+        return []
+    poses = [_translation(first_m, now_m, before.rotation, tolerance_m)]
+    if len(first_m) >= FEWEST_TO_TURN:
+        turned = _rigid(first_m, now_m, tolerance_m, generator)
+        if turned[1].sum() >= poses[0][1].sum():
+            poses.append(turned)
+    return poses
 
 
 def kabsch(first_m: np.ndarray, now_m: np.ndarray) -> Pose:

@@ -3,8 +3,9 @@
 For every object and picture:
 1. its feature points are followed from the picture before (keypoint_flow.py) and lifted;
 2. the pose that most of them agree on, relative to the first picture, is fitted
-   (keypoint_rigid.py); features keep the place on the object that they were born at, so that an
-   object that stands still does not drift;
+   (keypoint_rigid.py) and pushed to where most of the object is seen (keypoint_refinement.py);
+   features keep the place on the object that they were born at, so that an object that stands
+   still does not drift;
 3. the pose is believed if the object's coloured points agree with the picture there
    (keypoint_appearance.py), and more than where it was before. Something that passes in front
    drags features along; an object is believed to have left its place only when the camera looks
@@ -29,7 +30,8 @@ from grape_trainer.scoring.keypoint_flow import follow
 from grape_trainer.scoring.keypoint_home import Home, Place
 from grape_trainer.scoring.keypoint_lifting import DepthNoise, depth_near, point_covariance
 from grape_trainer.scoring.keypoint_redetection import Redetector
-from grape_trainer.scoring.keypoint_rigid import UNMOVED, Pose, fit_pose
+from grape_trainer.scoring.keypoint_refinement import pushed
+from grape_trainer.scoring.keypoint_rigid import UNMOVED, Pose, fit_poses
 
 FEATURES_APART_PX = 1.5
 
@@ -167,15 +169,17 @@ class ObjectTracker:
         """Take the next picture, where its flow put the features, and where the others are."""
         self._home.look(frame)
         points = self._lift(frame, pixels, good) if self.visible else self._forget()
-        flow = self._flow_pose(points)
-        pose = self._best((flow, self.pose, self._home.pose), frame, others, True)
+        poses = [*self._flow_poses(points), self.pose, self._home.pose]
+        pose = self._best(poses, frame, others, True)
         if pose is None and self._home.has_left:
             found = self._redetector.search(frame, self._camera, self.pose, self.frames_hidden)
-            pose = self._best((found,), frame, others, False)
+            pose = self._best([found], frame, others, False)
         if pose is None:
             self.frames_hidden += 1
             self.pose = self._before = self._home.fallback(self.pose)
             return
+        if pose is not self.pose and pose is not self._home.pose:
+            pose = pushed(self.model, pose, frame, self._camera)
         self._before = self.pose if self.visible else pose
         self.pose, self.frames_hidden = pose, 0
         self._keep(points)
@@ -199,21 +203,22 @@ class ObjectTracker:
         self.pixels, self._anchors_m = pixels[good], self._anchors_m[good]
         return self._camera.back_project(self.pixels, depth[good])
 
-    def _flow_pose(self, points_m: np.ndarray) -> Pose | None:
-        """Return the pose that the features agree on."""
+    def _flow_poses(self, points_m: np.ndarray) -> list[Pose]:
+        """Return the poses that enough features agree on; a motion below still_m is none."""
         settings = self._settings
-        pose, agree = fit_pose(
+        found = []
+        for pose, agree in fit_poses(
             self._anchors_m, points_m, self.pose, settings.agree_m, self._generator
-        )
-        if agree.sum() < settings.fewest_features:
-            return None
-        moved_m = np.linalg.norm(pose.apply(self.model.centre_m) - self.place.centre_m)
-        is_same_turn = (pose.rotation == self.pose.rotation).all()
-        return self.pose if is_same_turn and moved_m < settings.still_m else pose
+        ):
+            moved_m = np.linalg.norm(pose.apply(self.model.centre_m) - self.place.centre_m)
+            is_same_turn = (pose.rotation == self.pose.rotation).all()
+            if agree.sum() >= settings.fewest_features:
+                found.append(self.pose if is_same_turn and moved_m < settings.still_m else pose)
+        return found
 
     def _best(
         self,
-        poses: tuple[Pose | None, ...],
+        poses: list[Pose | None],
         frame: Frame,
         others: list[Place],
         followed: bool,
