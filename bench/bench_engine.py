@@ -33,9 +33,9 @@ INSTRUCTION = 'pick up the alphabet soup and place it in the basket'
 STATISTICS = {'any': {'action': {'q01': [-1.0] * 7, 'q99': [1.0] * 7, 'mask': [True] * 7}}}
 BATCH = 8
 STEPS = 32  # of the trajectory
-HEADS = {'tiny': 4, 'small': 8, 'medium': 16}
-LLAMA = {'small': (512, 1408, 8), 'medium': (1024, 2816, 24)}  # width, MLP, layers
-TOWER = {'small': (192, 6), 'medium': (512, 16)}  # width, depth
+HEADS = {'tiny': 4, 'small': 8, 'medium': 12}
+LLAMA = {'small': (512, 1408, 8), 'medium': (768, 2048, 12)}  # width, MLP, layers
+TOWER = {'small': (192, 6), 'medium': (384, 12)}  # width, depth
 
 
 def main() -> None:
