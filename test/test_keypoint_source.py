@@ -148,6 +148,12 @@ def test_an_episode_without_depth_says_which_contract_has_it(tmp_path):
         PerceivedSource({'cup': (1, 1)}).track(read_episode(bag))
 
 
+def test_without_opencv_it_says_what_to_install(bag, square, monkeypatch):
+    monkeypatch.setattr('grape_trainer.scoring.keypoint_source.find_spec', lambda _: None)
+    with pytest.raises(KeypointError, match='pip install opencv-python'):
+        source(square).track(read_episode(bag, images=False))
+
+
 def test_the_simulators_truth_is_visible_and_exact():
     episode = make_episode()
     track = SceneSource().track(episode)

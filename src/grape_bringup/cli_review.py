@@ -54,9 +54,7 @@ def review(
                     console.print(f'{bag.name}: left out: {error}', soft_wrap=True, markup=False)
             bar.update(done, len(folders), str(outcome))
     if not trials:
-        raise UsageError(
-            'No success or failure to look at: label trials, or collect some.'
-        )
+        raise UsageError('No success or failure to look at: label trials, or collect some.')
     found = cost_review.review(program, trials)
     plot = plot or file.with_name(f'{file.name}.review.png')
     plot_review(found, trials, plot)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,11 @@ class PerceivedSource:
             KeypointError: what a click, a proposal or the tracker lacks.
 
         """
+        if find_spec('cv2') is None:
+            raise KeypointError(
+                'OpenCV is not installed; keypoints from cameras need it. Run: pip install '
+                'opencv-python'
+            )
         seen = rgbd_of(episode, self.camera)
         if not len(seen.images):
             raise KeypointError(
