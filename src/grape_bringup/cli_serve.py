@@ -68,9 +68,6 @@ def serve(
     engine = Engine.load(
         policy, unnorm_key or None, adapter, device, runtime=runtime, quantize=quantize
     )
-    if quantize:
-        ms = engine.warm_up('measure')
-        console.print(f'{quantize}-bit weights: a step takes {ms:.0f} ms')
     logging.getLogger('websockets').setLevel(logging.ERROR)
     server = PolicyServer(engine, config, listener, _about(policy, adapter), _about_adapter)
 

@@ -8,6 +8,7 @@ from are the full vocabulary's at temperature 1.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from grape_policy_node.openvla.quantize import quantize_language_model
 from grape_policy_node.openvla.snapshot import ActingModel
 
 DEFAULT_CHUNK = 32  # steps of a trajectory that are scored at once
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,9 @@ class Engine:
             checkpoint.model.to(device)
         engine = cls(checkpoint, unnorm_key, folder_sha256(policy_dir), runtime)
         engine.set_adapter(engine.load_adapter(adapter) if adapter else BASE)
+        if quantize:  # often slower, and always less exact: said where it is chosen
+            took_ms = engine.warm_up('measure')
+            log.warning('%d-bit weights: a step takes %.0f ms', quantize, took_ms)
         return engine
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ import torch
 from grape_policy_node.adapters import BASE
 from grape_policy_node.backend import Decision, Health, Player, Seen, Start, Wanted
 from grape_policy_node.engine import Engine
-
-log = logging.getLogger(__name__)
 
 
 class LocalBackend:
@@ -61,9 +58,6 @@ class LocalBackend:
             runtime=runtime,
             quantize=quantize,
         )
-        if quantize:
-            took_ms = engine.warm_up('measure')
-            log.warning('%d-bit weights: a step takes %.0f ms', quantize, took_ms)
         return cls(engine, dump_tensors)
 
     @property

@@ -29,6 +29,7 @@ from functools import cache
 import numpy as np
 
 from grape_episode.episode import Episode
+from grape_trainer.scoring.cost_form import StageInputs
 from grape_trainer.scoring.cost_templates import TEMPLATE_CONSTRAINTS
 from grape_trainer.scoring.keypoint import KeypointTrack
 from grape_trainer.scoring.objective import GeometrySettings, Objective, TermSettings
@@ -54,24 +55,6 @@ class Signals:
     time_s: np.ndarray  # (N,) since the stage began
     geometry: GeometrySettings
     progress: np.ndarray | None = None  # (N,) 0 .. 1, towards the event that ends the stage
-
-
-@dataclass(frozen=True)
-class StageStates:
-    """The N states of a stage that was reached."""
-
-    span: StageSpan
-    end_effector: np.ndarray  # (N, 3) m
-    keypoints: np.ndarray  # (N, K, 3) m: target, receptacle, obstacles
-    held: np.ndarray  # (N,) bool
-    collided: np.ndarray  # (N,) bool
-    time_s: np.ndarray  # (N,) since the stage began
-    progress: np.ndarray  # (N,) 0 .. 1
-
-    @property
-    def number(self) -> int:
-        """The stage's number, from 1."""
-        return self.span.stage.number
 
 
 Constraint = Callable[[np.ndarray, np.ndarray, Signals], np.ndarray]
@@ -216,11 +199,10 @@ def stage_costs(
         KeypointError: a role that names no recorded keypoint.
 
     """
-    reached = {id(states.span): states for states in states_of(episode, track, segmentation)}
     costs = []
-    for span in segmentation.spans:
+    for span, states in states_of(episode, track, segmentation):
         settings = objective.stages[span.stage.name]
-        arrays, states = None, reached.get(id(span))
+        arrays = None
         if states is not None:
             signals = Signals(
                 held=states.held,
@@ -239,8 +221,8 @@ def stage_costs(
 
 def states_of(
     episode: Episode, track: KeypointTrack, segmentation: Segmentation
-) -> Iterator[StageStates]:
-    """Yield the states of every stage that was reached.
+) -> Iterator[tuple[StageSpan, StageInputs | None]]:
+    """Yield every stage with its states, None where it was never reached.
 
     Raises:
         KeypointError: a role that names no recorded keypoint.
@@ -249,17 +231,21 @@ def states_of(
     time_s = np.arange(len(track.positions_m)) / control_rate_hz(episode)
     collided = _collided(episode, [span.roles for span in segmentation.spans])
     for index, span in enumerate(segmentation.spans):
-        if span.reached:
-            states = span.states
-            yield StageStates(
-                span=span,
+        if not span.reached:
+            yield span, None
+            continue
+        states = span.states
+        yield (
+            span,
+            StageInputs(
                 end_effector=np.asarray(episode.ee_position_m)[states],
                 keypoints=track.select(_keypoint_names(track, span.roles))[states],
                 held=segmentation.holds[index][states],
                 collided=collided[states],
                 time_s=time_s[states] - time_s[states][0],
                 progress=segmentation.progress[index][states],
-            )
+            ),
+        )
 
 
 def cost_program(objective: Objective) -> CostProgram:

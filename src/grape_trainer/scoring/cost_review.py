@@ -21,17 +21,13 @@ from scipy.stats import spearmanr
 
 from grape_episode.episode import Episode
 from grape_trainer.scoring.cost import states_of
-from grape_trainer.scoring.cost_form import StageInputs
 from grape_trainer.scoring.cost_program import CostFunction, Program
 from grape_trainer.scoring.cost_sandbox import CostSandbox
 from grape_trainer.scoring.keypoint import KeypointTrack
 from grape_trainer.scoring.objective import Objective
-from grape_trainer.scoring.stage import Segmentation, segment_plan
+from grape_trainer.scoring.stage import segment_plan
 from grape_trainer.scoring.stage_plan import plan_for
 
-# What a trial's costs become: the worst of a stage for what must not happen, else its end.
-REDUCE = {'collision': np.max, 'target': lambda c: c[-1], 'grasp': lambda c: c[-1]}
-REDUCE['path'] = REDUCE['target']
 CONSTANT, INVERTED, INACTIVE = 'constant', 'inverted', 'never active'
 INVERTED_AUC = 0.4
 FEW = 3  # successes or failures: below, an AUC says nothing
@@ -112,25 +108,13 @@ def trial_costs(
     """
     plan = plan_for(episode.info, track.names, objective.template)
     cut = segment_plan(episode, track, plan, objective.segmentation, objective.motion)
-    costs = sandbox.evaluate(program, stage_inputs(episode, track, cut))
-    return Trial(episode.info.episode_id, success, costs)
-
-
-def stage_inputs(
-    episode: Episode, track: KeypointTrack, segmentation: Segmentation
-) -> dict[int, StageInputs]:
-    """Return what a program gets, by the stage's number; stages never reached are left out."""
-    return {
-        states.number: StageInputs(
-            states.end_effector,
-            states.keypoints,
-            states.held,
-            states.collided,
-            states.time_s,
-            states.progress,
-        )
-        for states in states_of(episode, track, segmentation)
+    reached = {
+        span.stage.number: states
+        for span, states in states_of(episode, track, cut)
+        if states is not None
     }
+    costs = sandbox.evaluate(program, reached)
+    return Trial(episode.info.episode_id, success, costs)
 
 
 def review(program: Program, trials: Sequence[Trial]) -> tuple[CostReview, ...]:
@@ -143,8 +127,9 @@ def _review(function: CostFunction, trials: Sequence[Trial]) -> CostReview:
     curves = [trial.costs[function.name] for trial in reached]
     if not curves:
         return CostReview(function, 0, 0, None, None, np.nan, np.nan, (INACTIVE,))
-    reduce = REDUCE[function.cost_class]
-    values = np.array([reduce(curve) for curve in curves], dtype=np.float64)
+    # What must not happen counts by its worst state, everything else by how the stage ended.
+    at_worst = function.cost_class == 'collision'
+    values = np.array([curve.max() if at_worst else curve[-1] for curve in curves])
     good = np.array([trial.success for trial in reached])
     auc = _auc(values[good], values[~good])
     everything = np.concatenate(curves)
