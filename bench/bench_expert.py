@@ -1,7 +1,7 @@
 """How often the scripted expert succeeds, and how long it takes.
 
     .venv/bin/python bench/bench_expert.py [--suite libero_object ...] [--init-states 5]
-        [--noise 0.25] [--json out.json]
+        [--noise 0.25] [--rate 20] [--json out.json]
 
 No pictures and no ROS: the expert sees the scene. The first attempt only; `grape demos` makes up
 to four.
@@ -22,7 +22,6 @@ from rich.table import Table
 from grape_trainer.evaluation import wilson_interval
 from sim_bridge.expert import Expert
 from sim_bridge.libero import LiberoEnvironment
-from sim_bridge.libero_tasks import load_task
 from sim_bridge.rollout import ActuationNoise, play
 
 TASKS = 10  # of a suite
@@ -34,12 +33,13 @@ def main() -> None:
     parser.add_argument('--suite', nargs='+', default=['libero_object', 'libero_spatial'])
     parser.add_argument('--init-states', type=int, default=5, help='the first N of each task')
     parser.add_argument('--noise', type=float, default=0.25)
+    parser.add_argument('--rate', type=float, default=20, help='Hz of actions: 20, 10, 5, ...')
     parser.add_argument('--json', type=Path)
     options = parser.parse_args()
     names = [f'{suite}/{index}' for suite in options.suite for index in range(TASKS)]
     results = {}
     for name in track(names, description='expert'):
-        env = LiberoEnvironment(None)
+        env = LiberoEnvironment(None, rate_hz=options.rate)
         results[name] = [
             asdict(episode(env, name, state, options.noise))
             for state in range(options.init_states)
@@ -58,7 +58,7 @@ def episode(env: LiberoEnvironment, task: str, init_state: int, noise: float):  
     """Play one episode with the expert."""
     observation = env.reset(task, init_state, 0)
     expert = Expert(env)
-    steps = load_task(task).max_steps
+    steps = env.task_info().max_steps
     return play(env, lambda _: expert.action(), observation, steps, ActuationNoise(noise, 0))
 
 

@@ -117,7 +117,10 @@ class BridgeNode(Node):
         contract = self.config.load_contract()
         camera = contract.cameras[contract.policy_camera]
         self._env: Environment = LiberoEnvironment(
-            camera.height, self.config.rendering, depth=camera.depth is not None
+            camera.height,
+            self.config.rendering,
+            depth=camera.depth is not None,
+            rate_hz=contract.control_rate_hz,
         )
         self._topics = BridgeTopics(self, contract)
         self._stopping = stopping

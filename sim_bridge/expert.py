@@ -90,6 +90,7 @@ class Expert:
         self._scene = env.scene
         self._data = env.scene.data
         self._attempt = ATTEMPTS[attempt]
+        self._repeats = env.repeats
         self._site = env.simulation.robots[0].eef_site_id
         _, self._upright = self._pose()
         self._commands = self._episode()
@@ -141,7 +142,7 @@ class Expert:
         tolerance_rad: float,
     ) -> Iterator[np.ndarray]:
         goal = Grasp(pose.position_m + offset_m, pose.rotation)
-        for _ in range(max_steps):
+        for _ in range(self._actions(max_steps)):
             position, rotation = self._pose()
             turn = Rotation.from_matrix(goal.rotation @ rotation.T).magnitude()
             close = np.linalg.norm(goal.position_m - position) < tolerance_m
@@ -150,15 +151,20 @@ class Expert:
             yield self._servo(goal, opening)
 
     def _hold(self, pose: Grasp, opening: float, steps: int) -> Iterator[np.ndarray]:
-        for _ in range(steps):
+        for _ in range(self._actions(steps)):
             yield self._servo(pose, opening)
+
+    def _actions(self, steps: int) -> int:
+        """Return the actions that take as long as this many of LIBERO's steps."""
+        return -(-steps // self._repeats)
 
     def _servo(self, goal: Grasp, opening: float) -> np.ndarray:
         """Return one proportional step towards a pose, in policy units."""
         position, rotation = self._pose()
-        move = GAIN * (goal.position_m - position) / TRANSLATION_SCALE_M
+        gain = GAIN / self._repeats
+        move = gain * (goal.position_m - position) / TRANSLATION_SCALE_M
         turn = Rotation.from_matrix(goal.rotation @ rotation.T).as_rotvec()
-        turn = GAIN * turn / ROTATION_SCALE_RAD
+        turn = gain * turn / ROTATION_SCALE_RAD
         return np.concatenate(
             [
                 np.clip(move, -1, 1),

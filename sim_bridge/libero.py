@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,6 +24,7 @@ from sim_bridge.libero_depth import camera_geometry, metric_depth
 from sim_bridge.libero_scene import LiberoScene
 from sim_bridge.libero_tasks import LiberoTask, load_task, prepare_import
 
+CONTROL_RATE_HZ = 20  # of LIBERO's controller
 SETTLING_STEPS = 10
 PLACEMENT_TRIES = 20  # the initial state replaces the placement, but the simulator wants one
 ENVIRONMENT_SEED = 0
@@ -34,7 +37,11 @@ class LiberoEnvironment:
     """One LIBERO task at a time; the simulator is kept between episodes of the same task."""
 
     def __init__(
-        self, pixels: int | None = 224, render_mode: str = 'auto', depth: bool = False
+        self,
+        pixels: int | None = 224,
+        render_mode: str = 'auto',
+        depth: bool = False,
+        rate_hz: float = CONTROL_RATE_HZ,
     ) -> None:
         """Prepare; the simulator is built at the first reset.
 
@@ -42,10 +49,13 @@ class LiberoEnvironment:
             pixels: side of the camera's square picture; None renders nothing.
             render_mode: auto, fast or stock.
             depth: read the camera's depth too; needs pixels.
+            rate_hz: of actions; below 20 each is held for 20 / rate_hz of LIBERO's own steps, of
+                which the last gives the picture, and any the collisions.
 
         """
         if depth and not pixels:
             raise ValueError('depth was asked for without pictures; expected pixels too.')
+        self.repeats = _repeats(rate_hz)
         self.pixels = pixels
         self.depth = depth
         self.render_mode = rendering.choose(render_mode)
@@ -74,8 +84,13 @@ class LiberoEnvironment:
         if not np.isfinite(action).all():
             raise SimulatorError(f'the action is not finite: {action}.')
         self._make_current()
-        raw, *_ = self._env.step(_libero_action(action))
-        return self._observation(raw)
+        touched: set[str] = set()
+        for left in reversed(range(self.repeats)):
+            self._draw_next(left == 0)
+            raw, *_ = self._env.step(_libero_action(action))
+            if left:
+                touched.update(self.scene.collisions())
+        return self._observation(raw, touched)
 
     def task_info(self) -> TaskInfo:
         """Describe the current task."""
@@ -83,7 +98,7 @@ class LiberoEnvironment:
         return TaskInfo(
             task=task.name,
             instruction=task.instruction,
-            max_steps=task.max_steps,
+            max_steps=task.max_steps // self.repeats,
             init_states=len(task.init_states),
             target=scene.target,
             receptacle=scene.receptacle,
@@ -104,6 +119,7 @@ class LiberoEnvironment:
             'opengl': os.environ.get('MUJOCO_GL', ''),
             'pixels': self.pixels,
             'settling_steps': SETTLING_STEPS,
+            'action_repeats': self.repeats,
             'environment_seed': ENVIRONMENT_SEED,
             'versions': {name: found for name in packages if (found := _version(name))},
         }
@@ -179,12 +195,23 @@ class LiberoEnvironment:
         if self.pixels:
             rendering.check_drawing(self._env.sim, self.pixels)
         raw = self._env.set_init_state(self._task.init_states[init_state])
+        self._draw_next(True)
         for _ in range(SETTLING_STEPS):
             raw, *_ = self._env.step(_libero_action(np.array([0, 0, 0, 0, 0, 0, 1.0])))
         self.scene.begin()
         return self._observation(raw)
 
-    def _observation(self, raw: dict[str, np.ndarray]) -> Observation:
+    def _draw_next(self, draw: bool) -> None:
+        """Say whether LIBERO's next step gives a picture; without one it takes half the time."""
+        if self.repeats == 1 or not self.pixels:
+            return
+        observables = self._env.env._observables
+        for name in (f'{CAMERA}_image', f'{CAMERA}_depth'):
+            if name in observables:
+                # set_enabled would reset it too, and then it can miss its next sample.
+                observables[name]._enabled = draw
+
+    def _observation(self, raw: dict[str, np.ndarray], touched: Iterable[str] = ()) -> Observation:
         images, depths_m = {}, {}
         if self.pixels:
             picture = np.ascontiguousarray(raw[f'{CAMERA}_image'])
@@ -200,13 +227,16 @@ class LiberoEnvironment:
         fingers = np.asarray(raw['robot0_gripper_qpos'], np.float64)
         opening = float(np.clip((fingers[0] - fingers[1]) / FINGER_TRAVEL_M, 0.0, 1.0))
         joints = np.asarray(self._env.robots[0]._joint_positions, np.float64)
+        scene = self.scene.snapshot(opening, bool(self._env.check_success()))
+        if touched:
+            scene = replace(scene, collisions=tuple(sorted({*scene.collisions, *touched})))
         return Observation(
             images=images,
             joint_names=self.scene.joint_names,
             joint_positions=np.concatenate([joints, fingers]),
             ee_position_m=position,
             ee_quaternion_xyzw=Rotation.from_matrix(rotation).as_quat(),
-            scene=self.scene.snapshot(opening, bool(self._env.check_success())),
+            scene=scene,
             depths_m=depths_m,
         )
 
@@ -215,6 +245,17 @@ def _libero_action(action: np.ndarray) -> np.ndarray:
     """Policy units -> LIBERO's: the gripper is -1 open, +1 closed, and binary."""
     pose = np.clip(np.asarray(action[:6], np.float64), -1.0, 1.0)
     return np.append(pose, -1.0 if action[6] > 0.5 else 1.0)
+
+
+def _repeats(rate_hz: float) -> int:
+    """Return how many of LIBERO's steps an action is held for."""
+    repeats = round(CONTROL_RATE_HZ / rate_hz) if rate_hz > 0 else 0
+    if repeats < 1 or abs(repeats * rate_hz - CONTROL_RATE_HZ) > 1e-6:
+        raise ValueError(
+            f'the control rate is {rate_hz:g} Hz; LIBERO runs at {CONTROL_RATE_HZ} Hz: expected '
+            'that, or a whole fraction of it (10, 5, 4, 2, ...).'
+        )
+    return repeats
 
 
 def _version(package: str) -> str:

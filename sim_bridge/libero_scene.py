@@ -74,11 +74,14 @@ class LiberoScene:
             gripper_opening=opening,
             grasped=grasped,
             contacts=tuple(f'{a}|{b}' for a, b in pairs),
-            collisions=tuple(
-                f'{a}|{b}' for a, b in pairs if self._is_collision(a, b, self.target in grasped)
-            ),
+            collisions=self._collisions(pairs, self.target in grasped),
             success=success,
         )
+
+    def collisions(self) -> tuple[str, ...]:
+        """Return the collisions now, as in a snapshot."""
+        pairs = self._contact_pairs()
+        return self._collisions(pairs, self.target in self._grasped(pairs))
 
     def site(self, region: str) -> int:
         """Return the id of a goal region's site."""
@@ -96,6 +99,9 @@ class LiberoScene:
                 turn = self.data.geom_xmat[geom].reshape(3, 3)
                 found.append(local @ turn.T + self.data.geom_xpos[geom])
         return np.concatenate(found)
+
+    def _collisions(self, pairs: tuple[tuple[str, str], ...], holding: bool) -> tuple[str, ...]:
+        return tuple(f'{a}|{b}' for a, b in pairs if self._is_collision(a, b, holding))
 
     def _is_collision(self, a: str, b: str, holding: bool) -> bool:
         """Robot or held target against what is neither target, support nor receptacle."""

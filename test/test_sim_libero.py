@@ -198,3 +198,28 @@ def test_libero_that_asks_for_its_folders_is_answered_before_it_asks(tmp_path, a
     assert written.is_file() == asks
     if asks:
         assert f'init_states: {package}/init_files' in written.read_text()
+
+
+def test_at_10_hz_an_action_is_held_for_two_of_liberos_steps(seen):
+    from sim_bridge.libero import LiberoEnvironment
+
+    actions = np.array([(0.4, 0.2, -0.5, 0, 0, 0.1, 1.0), (0.0, -0.6, -1.0, 0, 0, 0, 0.0)])
+    full = track(seen, np.repeat(actions, 2, axis=0))
+    half = LiberoEnvironment(96, 'fast', rate_hz=10)
+    try:
+        np.testing.assert_array_equal(track(half, actions), full[::2])
+        assert half.task_info().max_steps == seen.task_info().max_steps // 2
+        seen.step(actions[0])
+        # Its pictures too are those of the second step.
+        np.testing.assert_array_equal(
+            half.step(actions[0]).images['agentview'], seen.step(actions[0]).images['agentview']
+        )
+    finally:
+        half.close()
+
+
+def test_a_rate_that_is_no_fraction_of_20_hz_is_refused():
+    from sim_bridge.libero import LiberoEnvironment
+
+    with pytest.raises(ValueError, match='15 Hz; LIBERO runs at 20 Hz'):
+        LiberoEnvironment(None, rate_hz=15)
