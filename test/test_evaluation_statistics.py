@@ -1,9 +1,11 @@
 """Success with n and interval, paired tests, and the separation of training and evaluation."""
 
 import json
+from dataclasses import replace
 
 import learner_bags
 import pytest
+import scoring_trials as trials
 
 from grape_episode.label import append_label
 from grape_episode.outcome import Outcome
@@ -122,3 +124,31 @@ def test_result_of_a_bag_takes_a_persons_label_over_the_recording(tmp_path):
     assert read_result(bag) == EpisodeResult('test/0', 0, Outcome.FAILURE, 16, collided=None)
     append_label(bag, 'success')
     assert read_result(bag).outcome == Outcome.SUCCESS
+
+
+@pytest.mark.parametrize(
+    ('phases', 'grasped', 'continuously'),
+    [
+        ((trials.REACH, trials.CLOSE), False, False),
+        ((trials.REACH, trials.CLOSE, replace(trials.LIFT, seconds=0.9)), True, False),
+        ((trials.REACH, trials.CLOSE, trials.LIFT), True, True),
+        (
+            (
+                trials.REACH,
+                *(replace(trials.LIFT, seconds=0.5), replace(trials.REACH, seconds=0.5)) * 3,
+            ),
+            True,
+            False,
+        ),
+    ],
+)
+def test_a_continuous_grasp_holds_the_target_for_a_second(tmp_path, phases, grasped, continuously):
+    trial = trials.make_trial(phases, rate_hz=10.0, outcome=Outcome.FAILURE)
+    found = read_result(trials.record(tmp_path, trial))
+    assert (found.grasped, found.grasped_continuously) == (grasped, continuously)
+
+
+def test_grasp_rates_count_only_episodes_that_recorded_the_scene():
+    mixed = results('s', grasped=True, grasped_continuously=False) + results('f', task='b')
+    summary = summarise(mixed)
+    assert (summary.grasp_rate, summary.continuous_grasp_rate) == (1.0, 0.0)

@@ -2,7 +2,9 @@
 
 Outcomes are counted apart: success and failure are the policy's, error is the infrastructure's
 and interrupted is a person's; neither of the last two is in n. A collision is contact with
-something that is neither the target nor its support (SceneState.collisions).
+something that is neither the target nor its support (SceneState.collisions). A grasp is a state in
+which both fingers touch the target; a continuous one lasts for a second (SimplerEnv's
+consecutive grasp: five steps at 5 Hz).
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import comb, sqrt
 from pathlib import Path
 
 from grape_episode.bag import read_episode
 from grape_episode.label import effective_outcome
 from grape_episode.outcome import Outcome
+from grape_trainer.scoring.stage_definition import declared_roles
 
+CONTINUOUS_GRASP_S = 1.0
 TRAINING_STATES = 'training_states.json'
 # Two-sided 95 % quantile of the normal distribution.
 Z_95 = 1.959963984540054
@@ -28,13 +33,15 @@ class InitStateError(ValueError):
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One evaluated episode. `collided` is None where the bag has no SceneState."""
+    """One evaluated episode; the flags are None where the bag has no SceneState or no target."""
 
     task: str
     init_state: int
     outcome: Outcome
     steps: int
     collided: bool | None = None
+    grasped: bool | None = None
+    grasped_continuously: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,9 @@ class EvaluationSummary:
     """Statistics of the episodes that the policy decided.
 
     `success` is a rate with its Wilson interval over `n` = successes + failures; `mean_steps` is
-    over these n episodes, `mean_steps_success` over the successes, `collision_rate` is the share
-    of episodes with a collision among those that recorded the scene. A statistic of no
-    episodes is None.
+    over these n episodes, `mean_steps_success` over the successes. `grasp_rate`,
+    `continuous_grasp_rate` and `collision_rate` are shares of the episodes that recorded the
+    scene. A statistic of no episodes is None.
     """
 
     success: float | None
@@ -57,6 +64,8 @@ class EvaluationSummary:
     mean_steps: float | None
     mean_steps_success: float | None
     collision_rate: float | None
+    grasp_rate: float | None = None
+    continuous_grasp_rate: float | None = None
 
     def __str__(self) -> str:
         """Read as `success 0.45 (n 20, 95 % 0.26-0.66), 0 errors`."""
@@ -124,7 +133,9 @@ def summarise(results: Iterable[EpisodeResult]) -> EvaluationSummary:
         interrupted=sum(r.outcome == Outcome.INTERRUPTED for r in results),
         mean_steps=_mean([r.steps for r in decided]),
         mean_steps_success=_mean([r.steps for r in won]),
-        collision_rate=_mean([float(r.collided) for r in decided if r.collided is not None]),
+        collision_rate=_share(r.collided for r in decided),
+        grasp_rate=_share(r.grasped for r in decided),
+        continuous_grasp_rate=_share(r.grasped_continuously for r in decided),
     )
 
 
@@ -149,13 +160,22 @@ def evaluation_dict(
 def read_result(bag: Path) -> EpisodeResult:
     """Read one recorded episode's result (a person's label wins) without its images."""
     episode = read_episode(bag, images=False)
-    scene = episode.scene
+    info, scene = episode.info, episode.scene
+    target = declared_roles(info.environment).get('target')
+    longest = None
+    if scene is not None and target:
+        longest = _longest_run([target in names for names in scene.grasped])
+    rate_hz = float(info.contract.get('control_rate_hz', 0.0))
     return EpisodeResult(
-        task=episode.info.task,
-        init_state=episode.info.init_state,
+        task=info.task,
+        init_state=info.init_state,
         outcome=Outcome(effective_outcome(bag)),
-        steps=episode.info.steps,
+        steps=info.steps,
         collided=None if scene is None else any(len(c) > 0 for c in scene.collisions),
+        grasped=None if longest is None else longest > 0,
+        grasped_continuously=(
+            None if longest is None else longest >= max(1.0, CONTINUOUS_GRASP_S * rate_hz)
+        ),
     )
 
 
@@ -268,6 +288,14 @@ def _by_cell(results: Sequence[EpisodeResult], which: str) -> dict[tuple[str, in
             )
         cells[cell] = result.outcome == Outcome.SUCCESS
     return cells
+
+
+def _longest_run(flags: Sequence[bool]) -> int:
+    return max((sum(1 for _ in run) for flag, run in groupby(flags) if flag), default=0)
+
+
+def _share(flags: Iterable[bool | None]) -> float | None:
+    return _mean([float(flag) for flag in flags if flag is not None])
 
 
 def _mean(values: list[float]) -> float | None:

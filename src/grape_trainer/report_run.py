@@ -285,6 +285,8 @@ def _evaluation(reader: _Reader, folder: Path, label: str) -> Evaluation | None:
                 outcome=Outcome(e['outcome']),
                 steps=int(e['steps']),
                 collided=e.get('collided'),
+                grasped=e.get('grasped'),
+                grasped_continuously=e.get('grasped_continuously'),
             )
             for e in episodes
         )
