@@ -19,11 +19,18 @@ ARGUMENTS = {
         'libero',
         'name in config/contract/ or a YAML file: the one it was recorded under',
     ),
-    'objective': ('completion', 'completion, safety, efficiency or a YAML file'),
+    'objective': ('', 'completion, safety, efficiency or a YAML file; empty: completion'),
+    'costs': ('', 'cost program, approved (grape costs review)'),
+    'stages': ('', 'proposed stages (grape stages propose)'),
+    'allow_unapproved': ('false', 'true: costs that nobody approved'),
+    'keypoints': ('', 'scene, clicks or perceived (from cameras)'),
+    'clicks': ('', 'of clicks: file or folder'),
+    'numbers': ('', 'of perceived: file or folder'),
     'output_dir': ('replayed', 'folder for the bag that is recorded anew'),
     'out_dir': ('replayed_scores', 'folder for scores.csv'),
     'rate': ('1.0', 'speed of the replay'),
 }
+SCORING = ('contract', 'objective', 'costs', 'stages', 'keypoints', 'clicks', 'numbers', 'out_dir')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -50,8 +57,11 @@ def generate_launch_description() -> LaunchDescription:
         name='trainer_node',
         output='screen',
         parameters=[
-            {name: text[name] for name in ('contract', 'objective', 'out_dir')}
-            | {'bags_dir': text['output_dir']}
+            {name: text[name] for name in SCORING}
+            | {
+                'bags_dir': text['output_dir'],
+                'allow_unapproved': ParameterValue(value['allow_unapproved'], value_type=bool),
+            }
         ],
     )
     player = Node(

@@ -134,6 +134,9 @@ class BridgeEpisode:
             'expert_attempt': goal.expert_attempt,
             'settings': self._env.describe(),
         }
+        if self._observation.images:
+            camera = self._env.camera_geometry().to_dict()
+            environment['cameras'] = dict.fromkeys(self._observation.images, camera)
         self._topics.instruct(instruction)
         if self._observation.depths_m:
             self._topics.describe_camera(self._env.camera_geometry())

@@ -77,8 +77,35 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class PartJoint:
+    """How a part moves (docs/reference/stages.md); m or rad, vectors in the base frame."""
+
+    kind: str  # 'slide' or 'hinge'
+    axis: tuple[float, float, float]  # along which, or right-handed about which, it grows
+    pivot_m: tuple[float, float, float] | None  # a point on a hinge's axis
+    value: float  # at the first observation
+    reached: dict[str, float]  # goal predicate -> the value beyond which it is reached
+
+
+@dataclass(frozen=True)
 class TaskInfo:
-    """A task as the trainer's stage templates need it."""
+    """A task as the trainer's stage templates need it.
+
+    Attributes:
+        task: its name.
+        instruction: in words.
+        max_steps: the benchmark's limit.
+        init_states: how many there are.
+        target: the keypoint that is carried or acted on first.
+        receptacle: the keypoint that it goes to; '' without one.
+        support: what the target rests on at first.
+        goal: predicates with their arguments.
+        parts: goal argument -> the keypoint of what moves.
+        joints: that keypoint -> how it moves.
+        not_obstacles: keypoints that nobody has to keep clear of.
+        perturbations: each one's name, seed and parameters (perturbation.py).
+
+    """
 
     task: str
     instruction: str
@@ -88,6 +115,10 @@ class TaskInfo:
     receptacle: str
     support: tuple[str, ...]
     goal: tuple[tuple[str, ...], ...]
+    parts: dict[str, str] = field(default_factory=dict)
+    joints: dict[str, PartJoint] = field(default_factory=dict)
+    not_obstacles: tuple[str, ...] = ()
+    perturbations: tuple[dict[str, Any], ...] = ()
 
 
 class Environment(Protocol):
@@ -108,7 +139,7 @@ class Environment(Protocol):
         """Describe the current task."""
 
     def camera_geometry(self) -> CameraGeometry:
-        """Return the depth camera's geometry; only asked of an environment that gives depth."""
+        """Return the geometry of the camera's pictures; only asked of one that gives pictures."""
 
     def describe(self) -> dict[str, Any]:
         """Return versions and settings, for the record."""

@@ -1,7 +1,8 @@
-"""A scripted expert for LIBERO's pick-and-place tasks, one action a control step.
+"""A scripted expert for LIBERO's pick-and-place tasks and the stove's knob, one action a step.
 
 It sees privileged state: the target's mesh and the goal region. Bowls, plates and pans are
-grasped at the rim, anything else across its thinnest direction. Demonstrations should be easy to
+grasped at the rim, anything else across its thinnest direction; a knob is grasped at its bar and
+turned by the wrist. Demonstrations should be easy to
 imitate from pictures, so the expert never stands still on purpose: it closes while it servoes to
 the grasp pose and lifts as soon as the fingers have closed. Its tolerance at the grasp is wider
 than the actuation noise: a narrower one made it wait there with open fingers, and policies that
@@ -19,6 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from sim_bridge.environment import SimulatorError
 from sim_bridge.libero import LiberoEnvironment
+from sim_bridge.perturbation import OBSTACLE
 
 TRANSLATION_SCALE_M, ROTATION_SCALE_RAD = 0.05, 0.5  # of one unit of OSC_POSE
 GAIN = 1.6
@@ -26,7 +28,10 @@ MAX_ROTATION_UNITS = 0.5
 OPEN, CLOSED = 1.0, 0.0
 OPENING_STEPS = 6
 CLEARANCE_M = 0.12
+OBSTACLE_MARGIN_M = 0.05
 TALL_M = 0.12
+TURN_RAD, TURN_PIECES = 1.0, 10  # the fingers slip: LIBERO's stove is on from 0.5
+BAR_SHARE = 0.6  # a knob's bar is above this share of its height
 RIM_OBJECTS = ('bowl', 'plate', 'frypan', 'mug')
 
 
@@ -77,15 +82,16 @@ class Expert:
         """Plan for the scene as it is now.
 
         Raises:
-            SimulatorError: the task is not a pick-and-place one, or no such attempt.
+            SimulatorError: the task has a goal that the expert cannot do, or no such attempt.
 
         """
         if not 0 <= attempt < len(ATTEMPTS):
             raise SimulatorError(f'attempt {attempt}; expected 0..{len(ATTEMPTS) - 1}.')
-        unsupported = [goal for goal in env.scene.goal if goal[0] not in ('in', 'on')]
+        unsupported = [goal for goal in env.scene.goal if goal[0] not in ('in', 'on', 'turnon')]
         if unsupported:
             raise SimulatorError(
-                f'the scripted expert does pick-and-place only; this task asks for {unsupported}.'
+                'the scripted expert picks, places and turns on only; this task asks for '
+                f'{unsupported}.'
             )
         self._scene = env.scene
         self._data = env.scene.data
@@ -100,20 +106,20 @@ class Expert:
         return next(self._commands, None)
 
     def _episode(self) -> Iterator[np.ndarray]:
-        for _, target, region in self._scene.goal:
-            yield from self._pick_and_place(target, region)
+        for predicate, target, *region in self._scene.goal:
+            if predicate == 'turnon':
+                yield from self._turn_on(target)
+            else:
+                yield from self._pick_and_place(target, *region)
 
     def _pick_and_place(self, name: str, region: str) -> Iterator[np.ndarray]:
         place = self._place_position(region)
         grasp = self._grasp(name, place[:2])
         up = np.array([0.0, 0.0, 1.0])
-        yield from self._go(grasp, CLEARANCE_M * up, OPEN, 0.02, 60, 0.1)
-        near = RIM_APPROACH if _has_rim(name) else APPROACH
-        yield from self._go(grasp, 0.05 * up, OPEN, near.above_m, 30, near.turn_rad)
-        yield from self._go(grasp, 0.0 * up, OPEN, near.grasp_m, near.grasp_steps, near.turn_rad)
-        yield from self._hold(grasp, CLOSED, near.closing_steps)
+        yield from self._descend(grasp, RIM_APPROACH if _has_rim(name) else APPROACH)
         bottom = self._extent(name)[0][2]
         carry_z = max(grasp.position_m[2], place[2] + grasp.position_m[2] - bottom) + 0.13
+        carry_z = max(carry_z, self._over_obstacles_z() + grasp.position_m[2] - bottom)
         lift = (carry_z - grasp.position_m[2]) * up
         yield from self._go(grasp, lift, CLOSED, 0.02, 60, 0.1)
         # Where the object hangs in the hand decides where the hand must go.
@@ -131,6 +137,32 @@ class Expert:
         yield from self._hold(
             Grasp(released.position_m + CLEARANCE_M * up, grasp.rotation), OPEN, 5
         )
+
+    def _turn_on(self, name: str) -> Iterator[np.ndarray]:
+        part = next(part for part in self._scene.parts if part.argument == name)
+        vertices = self._scene.body_vertices(part.point.body)
+        low_z, high_z = vertices[:, 2].min(), vertices[:, 2].max()
+        bar = vertices[vertices[:, 2] > low_z + BAR_SHARE * (high_z - low_z)]
+        pivot = self._data.xanchor[part.joint]
+        position = np.append(pivot[:2], high_z - 0.02 - self._attempt.depth_m)
+        knob = Grasp(position, self._across_grasp(bar).rotation)
+        yield from self._descend(knob, APPROACH)
+        sense = np.sign(part.reached['turnon'] - part.reached['turnoff'])
+        turned = knob
+        for turn in np.linspace(0.0, sense * TURN_RAD, TURN_PIECES + 1)[1:]:
+            turned = Grasp(position, Rotation.from_euler('z', turn).as_matrix() @ knob.rotation)
+            yield from self._go(turned, np.zeros(3), CLOSED, 0.02, 8, 0.05)
+        yield from self._hold(turned, OPEN, OPENING_STEPS)
+        yield from self._go(turned, np.array([0.0, 0.0, CLEARANCE_M]), OPEN, 0.02, 25, 0.1)
+
+    def _descend(self, grasp: Grasp, near: Approach) -> Iterator[np.ndarray]:
+        """Come from above and close."""
+        up = np.array([0.0, 0.0, 1.0])
+        above_m = max(CLEARANCE_M, self._over_obstacles_z() - grasp.position_m[2])
+        yield from self._go(grasp, above_m * up, OPEN, 0.02, 60, 0.1)
+        yield from self._go(grasp, 0.05 * up, OPEN, near.above_m, 30, near.turn_rad)
+        yield from self._go(grasp, 0.0 * up, OPEN, near.grasp_m, near.grasp_steps, near.turn_rad)
+        yield from self._hold(grasp, CLOSED, near.closing_steps)
 
     def _go(
         self,
@@ -177,6 +209,11 @@ class Expert:
         """Return the grip site's position and rotation in the world."""
         matrix = np.array(self._data.site_xmat[self._site]).reshape(3, 3)
         return np.array(self._data.site_xpos[self._site]), matrix
+
+    def _over_obstacles_z(self) -> float:
+        """Return a height over the obstacles that a perturbation added; -inf without any."""
+        tops = [self._extent(n)[1][2] for n in self._scene.bodies if n.startswith(OBSTACLE)]
+        return max(tops, default=-np.inf) + OBSTACLE_MARGIN_M
 
     def _extent(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         vertices = self._scene.vertices(name)

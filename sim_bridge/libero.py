@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,15 @@ from sim_bridge import rendering
 from sim_bridge.environment import Observation, SimulatorError, TaskInfo, UnknownTaskError
 from sim_bridge.libero_depth import camera_geometry, metric_depth
 from sim_bridge.libero_scene import LiberoScene
+from sim_bridge.libero_stage import LiberoStage
 from sim_bridge.libero_tasks import LiberoTask, load_task, prepare_import
+from sim_bridge.perturbation_libero import ArrangementError, LiberoPerturbations
 
 CONTROL_RATE_HZ = 20  # of LIBERO's controller
 SETTLING_STEPS = 10
 PLACEMENT_TRIES = 20  # the initial state replaces the placement, but the simulator wants one
 ENVIRONMENT_SEED = 0
+ARRANGEMENTS = 10  # of a perturbed scene, until one stands
 CAMERA = 'agentview'
 TESTED_MUJOCO = '3.3.2'  # later versions change pictures (3.3.3) and a task (3.4)
 FINGER_TRAVEL_M = 0.08
@@ -63,6 +68,9 @@ class LiberoEnvironment:
         self.scene: LiberoScene | None = None
         self._task: LiberoTask | None = None
         self._env: Any = None
+        self._perturbations: LiberoPerturbations | None = None
+        self._stage: LiberoStage | None = None
+        self._step = 0
 
     def reset(self, task: str, init_state: int, seed: int) -> Observation:
         """Begin an episode (`seed` is the policy's and the noise's affair, not the scene's)."""
@@ -72,9 +80,12 @@ class LiberoEnvironment:
                 f'Task {wanted.name} has the initial states 0..{len(wanted.init_states) - 1}; '
                 f'got {init_state}.'
             )
-        if self._task is None or self._task.name != wanted.name:
+        perturbations = LiberoPerturbations(wanted)
+        if self._perturbations is None or self._perturbations.model_key != perturbations.model_key:
             self.close()
-            self._build(wanted)
+            self._build(wanted, perturbations)
+        self._task, self._perturbations = wanted, perturbations
+        perturbations.adopt(self._stage)
         return self._begin(init_state)
 
     def step(self, action: np.ndarray) -> Observation:
@@ -84,6 +95,8 @@ class LiberoEnvironment:
         if not np.isfinite(action).all():
             raise SimulatorError(f'the action is not finite: {action}.')
         self._make_current()
+        self._perturbations.before_step(self._step)
+        self._step += 1
         touched: set[str] = set()
         for left in reversed(range(self.repeats)):
             self._draw_next(left == 0)
@@ -97,13 +110,17 @@ class LiberoEnvironment:
         task, scene = self._task, self.scene
         return TaskInfo(
             task=task.name,
-            instruction=task.instruction,
+            instruction=self._perturbations.instruction(),
             max_steps=task.max_steps // self.repeats,
             init_states=len(task.init_states),
             target=scene.target,
-            receptacle=scene.receptacle,
+            receptacle=scene.receptacle_keypoint(),
             support=scene.support,
             goal=scene.goal,
+            parts={part.argument: part.point.name for part in scene.parts},
+            joints=scene.part_joints,
+            not_obstacles=scene.not_obstacles(),
+            perturbations=tuple(one.record() for one in task.perturbations),
         )
 
     def camera_geometry(self) -> CameraGeometry:
@@ -130,6 +147,7 @@ class LiberoEnvironment:
             self._make_current()
             self._env.close()
             self._env, self._task, self.scene = None, None, None
+            self._perturbations, self._stage = None, None
             gc.collect()
 
     @property
@@ -137,7 +155,7 @@ class LiberoEnvironment:
         """Return robosuite's environment, for the scripted expert and for tests."""
         return self._env
 
-    def _build(self, task: LiberoTask) -> None:
+    def _build(self, task: LiberoTask, perturbations: LiberoPerturbations) -> None:
         prepare_import()
         from libero.libero.envs import OffScreenRenderEnv
 
@@ -149,16 +167,18 @@ class LiberoEnvironment:
                 'camera_widths': self.pixels,
                 'camera_depths': self.depth,
             }
-        self._env = OffScreenRenderEnv(
-            bddl_file_name=str(task.bddl_file), horizon=10_000, **settings
-        )
+        with TemporaryDirectory() as folder:
+            bddl = Path(folder) / task.bddl_file.name
+            bddl.write_text(perturbations.bddl())
+            self._env = OffScreenRenderEnv(bddl_file_name=str(bddl), horizon=10_000, **settings)
         self._env.seed(ENVIRONMENT_SEED)
         self._reset()
         if self.pixels and self.render_mode == 'fast':
             rendering.make_fast(self._env.sim, self.pixels)
         self._env.env.hard_reset = False  # a soft reset takes 0.1-0.4 s instead of 2-3.5 s
-        self._task = task
         self.scene = LiberoScene(self._env)
+        self._stage = LiberoStage(self._env, self.scene)
+        perturbations.set_masses(self._stage)
 
     def _make_current(self) -> None:
         """Take OpenGL over: robosuite draws into, and frees in, whichever context is current.
@@ -187,19 +207,49 @@ class LiberoEnvironment:
         raise SimulatorError(f'no placement of the objects found in {PLACEMENT_TRIES} tries')
 
     def _begin(self, init_state: int) -> Observation:
+        """Set the scene and let it settle; a perturbed one that does not stand is drawn again.
+
+        Raises:
+            SimulatorError: no drawn arrangement stood.
+            PerturbationError: this scene cannot be perturbed like this.
+
+        """
         self._make_current()
+        self._step = 0
+        for draw in range(ARRANGEMENTS):
+            try:
+                raw = self._settled(init_state, draw)
+            except ArrangementError as error:
+                complaint = error
+                continue
+            self.scene.begin()
+            return self._observation(raw)
+        raise SimulatorError(
+            f'initial state {init_state} of {self._task.name} was arranged '
+            f'{ARRANGEMENTS} times and never stood; the last: {complaint}. Give other parameters.'
+        )
+
+    def _settled(self, init_state: int, draw: int) -> dict[str, np.ndarray]:
         self._env.seed(ENVIRONMENT_SEED)
         self._reset()
         gripper = self._env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # a soft reset keeps the last episode's
         if self.pixels:
             rendering.check_drawing(self._env.sim, self.pixels)
-        raw = self._env.set_init_state(self._task.init_states[init_state])
+        self._stage.restore()
+        self._env.set_init_state(self._perturbations.initial_state(init_state))
         self._draw_next(True)
+        raw = self._settle()
+        if self._task.perturbations:
+            self._perturbations.arrange(init_state, draw)
+            raw = self._settle()
+            self._perturbations.check()
+        return raw
+
+    def _settle(self) -> dict[str, np.ndarray]:
         for _ in range(SETTLING_STEPS):
             raw, *_ = self._env.step(_libero_action(np.array([0, 0, 0, 0, 0, 0, 1.0])))
-        self.scene.begin()
-        return self._observation(raw)
+        return raw
 
     def _draw_next(self, draw: bool) -> None:
         """Say whether LIBERO's next step gives a picture; without one it takes half the time."""
@@ -220,7 +270,7 @@ class LiberoEnvironment:
                     'the camera gives a picture of one colour: off-screen rendering is broken. '
                     'Run: grape doctor'
                 )
-            images[CAMERA] = picture
+            images[CAMERA] = self._perturbations.see(picture, self._step)
         if self.depth:
             depths_m[CAMERA] = metric_depth(raw[f'{CAMERA}_depth'], self.scene.model)
         position, rotation = self.scene.end_effector()

@@ -12,7 +12,8 @@ import mujoco
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from sim_bridge.environment import SceneSnapshot
+from sim_bridge.environment import PartJoint, SceneSnapshot
+from sim_bridge.libero_parts import KINDS, FixedPoint, Part, find_parts, find_regions
 
 ROBOT = 'robot'
 FINGERS = ('finger_left', 'finger_right')
@@ -41,13 +42,21 @@ class LiberoScene:
         self._entity = self._entities()
         self._site = env.robots[0].eef_site_id
         self._base = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, BASE_BODY)
-        self._centres = {name: self._local_centre(body) for name, body in self.bodies.items()}
+        self.parts = find_parts(env.env, self.model, self.goal, self._local_centre)
+        self.regions = find_regions(env.env, self.model, self.goal, self.parts)
+        self._points = (
+            *(FixedPoint(n, body, self._local_centre(body)) for n, body in self.bodies.items()),
+            *(part.point for part in self.parts),
+            *self.regions,
+        )
+        self.part_joints: dict[str, PartJoint] = {}
 
     def begin(self) -> None:
-        """Note what the target rests on; call it when the scene has settled."""
+        """Note what the target rests on and how the parts are; call it when the scene settled."""
         pairs = self._contact_pairs()
         touching = {b if a == self.target else a for a, b in pairs if self.target in (a, b)}
         self.support = tuple(sorted(touching - {ROBOT, *FINGERS}))
+        self.part_joints = {part.point.name: self._part_joint(part) for part in self.parts}
 
     def end_effector(self) -> tuple[np.ndarray, np.ndarray]:
         """Return position (3,) m and rotation (3, 3) of the grip site in the base frame."""
@@ -56,9 +65,9 @@ class LiberoScene:
     def snapshot(self, opening: float, success: bool) -> SceneSnapshot:
         """Return what is where now."""
         positions, quaternions = [], []
-        for name, body in self.bodies.items():
-            turn = self.data.xmat[body].reshape(3, 3)
-            centre = self.data.xpos[body] + turn @ self._centres[name]
+        for point in self._points:
+            turn = self.data.xmat[point.body].reshape(3, 3)
+            centre = self.data.xpos[point.body] + turn @ point.local_m
             position, rotation = self._in_base(centre, turn)
             positions.append(position)
             quaternions.append(Rotation.from_matrix(rotation).as_quat())
@@ -68,7 +77,7 @@ class LiberoScene:
         pairs = self._contact_pairs()
         grasped = self._grasped(pairs)
         return SceneSnapshot(
-            names=(*self.bodies, GRIPPER),
+            names=(*(point.name for point in self._points), GRIPPER),
             positions_m=np.array(positions),
             quaternions_xyzw=np.array(quaternions),
             gripper_opening=opening,
@@ -83,14 +92,29 @@ class LiberoScene:
         pairs = self._contact_pairs()
         return self._collisions(pairs, self.target in self._grasped(pairs))
 
+    def receptacle_keypoint(self) -> str:
+        """Return where the target goes: the goal's region if it is a keypoint, or its entity."""
+        regions = {point.name for point in self.regions}
+        return next((name for name in self.goal[0][2:] if name in regions), self.receptacle)
+
+    def not_obstacles(self) -> tuple[str, ...]:
+        """Return the keypoints of parts and regions, and the fixtures that the parts belong to."""
+        points = (*(part.point for part in self.parts), *self.regions)
+        owners = dict.fromkeys(part.owner for part in self.parts)
+        return (*(point.name for point in points), *owners)
+
     def site(self, region: str) -> int:
         """Return the id of a goal region's site."""
         return mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_SITE, region)
 
     def vertices(self, name: str) -> np.ndarray:
         """Return the world positions (N, 3) of an entity's display meshes."""
+        return self.body_vertices(self.bodies[name])
+
+    def body_vertices(self, body: int) -> np.ndarray:
+        """Return the world positions (N, 3) of the display meshes of a body and those below."""
         found = []
-        for geom in self._geoms_below(self.bodies[name]):
+        for geom in self._geoms_below(body):
             is_mesh = self.model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH
             if is_mesh and self.model.geom_group[geom] == 1:
                 mesh = self.model.geom_dataid[geom]
@@ -99,6 +123,18 @@ class LiberoScene:
                 turn = self.data.geom_xmat[geom].reshape(3, 3)
                 found.append(local @ turn.T + self.data.geom_xpos[geom])
         return np.concatenate(found)
+
+    def _part_joint(self, part: Part) -> PartJoint:
+        joint = part.joint
+        kind = KINDS[self.model.jnt_type[joint]]
+        pivot_m, turn = self._in_base(self.data.xanchor[joint], np.eye(3))
+        return PartJoint(
+            kind=kind,
+            axis=tuple(map(float, turn @ self.data.xaxis[joint])),
+            pivot_m=tuple(map(float, pivot_m)) if kind == 'hinge' else None,
+            value=float(self.data.qpos[self.model.jnt_qposadr[joint]]),
+            reached=dict(part.reached),
+        )
 
     def _collisions(self, pairs: tuple[tuple[str, str], ...], holding: bool) -> tuple[str, ...]:
         return tuple(f'{a}|{b}' for a, b in pairs if self._is_collision(a, b, holding))

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from sim_bridge.environment import UnknownTaskError
+from sim_bridge.perturbation import Perturbation, join_task, split_task
 
 # Steps after the settling no-ops, as the published OpenVLA evaluation counts them.
 SUITE_LIMITS = {
@@ -33,11 +34,12 @@ class LiberoTask:
     instruction: str
     bddl_file: Path
     init_states: np.ndarray  # (50, D) float64 flattened MuJoCo states
+    perturbations: tuple[Perturbation, ...] = ()
 
     @property
     def name(self) -> str:
-        """Return '<suite>/<index>'."""
-        return f'{self.suite}/{self.index}'
+        """Return '<suite>/<index>', and '+<perturbation>' for each."""
+        return join_task(f'{self.suite}/{self.index}', self.perturbations)
 
     @property
     def max_steps(self) -> int:
@@ -46,7 +48,7 @@ class LiberoTask:
 
 
 def parse_task(task: str) -> tuple[str, int]:
-    """Split '<suite>/<index>'.
+    """Split '<suite>/<index>', a task without perturbations.
 
     Raises:
         UnknownTaskError: lists the choices.
@@ -68,10 +70,12 @@ def load_task(task: str) -> LiberoTask:
 
     Raises:
         UnknownTaskError: lists the choices.
+        PerturbationError: it is perturbed by what does not exist; lists the choices.
         ImportError: no LIBERO is installed.
 
     """
-    suite_name, index = parse_task(task)
+    base, perturbations = split_task(task)
+    suite_name, index = parse_task(base)
     prepare_import()
     from libero.libero import benchmark, get_libero_path
 
@@ -84,6 +88,7 @@ def load_task(task: str) -> LiberoTask:
         instruction=found.language,
         bddl_file=folder / found.problem_folder / found.bddl_file,
         init_states=np.asarray(_init_states(suite, index), dtype=np.float64),
+        perturbations=perturbations,
     )
 
 

@@ -57,6 +57,22 @@ def _messages(folder, episode, depths_m, geometry):
         yield depth.topic, step * PERIOD_NS, depth_image(depth_m, step * PERIOD_NS, depth.encoding)
 
 
+def without_scene(bag, folder):
+    """Write a recorded bag again without scene_state; returns its path."""
+    from grape_episode.bag import read_info
+    from grape_episode.bag_folder import open_bag
+
+    info = read_info(bag)
+    contract = Contract.from_dict(info.contract)
+    writer = BagWriter(folder / bag.name, contract.topics, info, 'zstd')
+    with open_bag(bag) as reader:
+        for connection, stamp_ns, cdr in reader.messages():
+            if connection.topic != contract.topic('scene_state').name:
+                writer.write(connection.topic, stamp_ns, bytes(cdr))
+    writer.close(info)
+    return writer.folder
+
+
 def depth_image(depth_m, stamp_ns, encoding='32FC1'):
     """The sensor_msgs/Image of a depth picture in m."""
     values = (

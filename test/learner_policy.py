@@ -9,7 +9,7 @@ from grape_policy_node.engine import Engine
 from grape_policy_node.openvla.checkpoint import save_checkpoint
 from grape_policy_node.openvla.tiny import TinyConfig, build_tiny
 from grape_trainer.dataset import TokenTrial
-from grape_trainer.train_tpo import policy_log_probs
+from grape_trainer.preference_run import policy_log_probs
 
 INSTRUCTIONS = ('pick up the milk', 'put the red cup on the plate')
 ARCHITECTURE = {

@@ -139,7 +139,10 @@ def make_trial(
 
 
 def record(folder, trial):
-    """Write a trial as a bag, as the recorder does, without instruction; returns the bag."""
+    """Write a trial as a bag, as the recorder does, without instruction; returns the bag.
+
+    Pictures are written where the trial has some of 'agentview'.
+    """
     store = typestore()
     bag = folder / trial.info.episode_id
     writer = BagWriter(bag, CONTRACT.topics, trial.info, 'zstd')
@@ -169,7 +172,7 @@ def record(folder, trial):
         cdr = bytes(store.serialize_cdr(sent, topic.type))
         writer.write(topic.name, round(step * 5e7), cdr)
 
-    scene = trial.scene
+    scene, pictures = trial.scene, trial.images.get('agentview')
     for step in range(trial.info.steps + 1):
         empty = np.zeros(0)
         joints = {'name': [], 'position': empty, 'velocity': empty, 'effort': empty}
@@ -197,6 +200,11 @@ def record(folder, trial):
         )
         if step == trial.info.steps:
             break
+        if pictures is not None:
+            height, width = pictures.shape[1:3]
+            data = np.ascontiguousarray(pictures[step]).ravel()
+            size = {'height': height, 'width': width, 'step': 3 * width}
+            write('image', step, encoding='rgb8', is_bigendian=0, data=data, **size)
         write(
             'policy_step',
             step,

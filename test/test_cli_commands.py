@@ -10,7 +10,8 @@ import pytest
 from report_runs import write_run
 
 FORMS = (
-    'demos', 'train sft', 'train tpo', 'collect', 'score', 'pair', 'evaluate', 'iterate',
+    'demos', 'train sft', 'train tpo', 'train dpo', 'train kto', 'train ppo',
+    'train grpo', 'train tgrpo', 'collect', 'score', 'pair', 'evaluate', 'iterate',
     'report', 'doctor', 'demo', 'bag info', 'bag recover', 'checkpoint info', 'checkpoint verify',
     'stages propose', 'stages show', 'costs check',
 )  # fmt: skip
@@ -178,23 +179,3 @@ def test_a_policy_that_is_neither_folder_nor_on_the_hub_says_so(tmp_path):
         'collect', '--policy', 'grape-lab/no-such-policy', '--task', 'libero_object/0',
         '--init-states', '0', '--out', tmp_path,
     )  # fmt: skip
-
-
-def test_an_adapter_trained_further_keeps_its_action_statistics(tmp_path, monkeypatch):
-    """Without them it would act in the base policy's units."""
-    from types import SimpleNamespace
-
-    from grape_bringup.cli_train import train_adapter
-    from grape_trainer import train_tpo
-    from grape_trainer.scoring import preference
-
-    start, out = tmp_path / 'start', tmp_path / 'out'
-    start.mkdir()
-    out.mkdir()
-    (start / 'dataset_statistics.json').write_text('{"mine": {}}')
-    done = SimpleNamespace(interrupted=False)
-    monkeypatch.setattr(train_tpo, 'train_tpo', lambda *arguments: done)
-    monkeypatch.setattr(preference, 'read_pairs', lambda path: SimpleNamespace(pairs=[]))
-    bar = SimpleNamespace(training=None)
-    train_adapter(None, tmp_path, tmp_path / 'pairs.json', out, start, bar)
-    assert (out / 'dataset_statistics.json').read_text() == '{"mine": {}}'

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from grape_bringup.cli import app
 from grape_episode.outcome import Outcome
-from grape_trainer.scoring import cost_review
+from grape_trainer.scoring import cost_approval, cost_review
 from grape_trainer.scoring.cost_program import parse_program
 from grape_trainer.scoring.cost_sandbox import CostSandbox
 from grape_trainer.scoring.keypoint import SceneSource
@@ -76,15 +76,15 @@ def test_an_approval_is_of_one_text(tmp_path):
     with CostSandbox() as sandbox:
         program = parse_program(PROGRAM, sandbox)
         other = parse_program(PROGRAM.replace('3.0', '4.0'), sandbox)
-    with pytest.raises(cost_review.ApprovalError, match='grape costs review'):
-        cost_review.require_approval(file, program)
-    given = cost_review.approve(file, program, (), 8, 'looks right')
-    assert cost_review.require_approval(file, program) == given
-    with pytest.raises(cost_review.ApprovalError, match='changed since'):
-        cost_review.require_approval(file, other)
+    with pytest.raises(cost_approval.ApprovalError, match='grape costs review'):
+        cost_approval.require_approval(file, program)
+    given = cost_approval.approve(file, program, (), 8, 'looks right')
+    assert cost_approval.require_approval(file, program) == given
+    with pytest.raises(cost_approval.ApprovalError, match='changed since'):
+        cost_approval.require_approval(file, other)
     (tmp_path / 'costs.py.approval.json').write_text('[{"sha256":')
-    with pytest.raises(cost_review.ApprovalError, match='damaged'):
-        cost_review.require_approval(file, program)
+    with pytest.raises(cost_approval.ApprovalError, match='damaged'):
+        cost_approval.require_approval(file, program)
 
 
 def test_the_command_shows_plots_and_approves_only_when_told(tmp_path):
@@ -98,4 +98,4 @@ def test_the_command_shows_plots_and_approves_only_when_told(tmp_path):
     assert (tmp_path / 'costs.py.review.png').stat().st_size > 10_000
     told = CliRunner().invoke(app, ['costs', 'review', str(file), str(bags), '--approve'])
     assert told.exit_code == 0 and 'approved by' in told.output, told.output
-    assert [a.trials for a in cost_review.read_approvals(file)] == [2]
+    assert [a.trials for a in cost_approval.read_approvals(file)] == [2]

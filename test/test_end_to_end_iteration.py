@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from grape_trainer.iteration import IterateConfig, IterationError, run_iterations
+from grape_trainer.iteration import run_iterations
+from grape_trainer.iteration_config import IterateConfig, IterationError
 
 CONFIG = {
     'policy': 'policy',
@@ -22,26 +23,30 @@ class RecordingSteps:
 
     def __init__(self, break_at=None):
         self.done, self._break_at = [], break_at
+        self.cells, self.bags = {}, []
 
     def _note(self, *entry):
         self.done.append(entry)
         if self._break_at == entry[:2]:
             raise KeyboardInterrupt
 
-    def evaluate(self, folder, out_json, adapter):
-        self._note('evaluate', out_json.parent.name, adapter and adapter.parent.name)
+    def evaluate(self, cells, folder, out_json, adapter):
+        self.cells[out_json] = list(cells)
+        name = out_json.parent.name + out_json.stem.removeprefix('eval')
+        self._note('evaluate', name, adapter and adapter.parent.name)
 
-    def collect(self, folder, adapter, round_number):
-        self._note('collect', folder.parent.name, adapter and adapter.parent.name)
+    def collect(self, round_, adapter):
+        self.bags.append(round_.bags)
+        self._note('collect', round_.path.name, adapter and adapter.parent.name)
 
-    def score(self, bags, out_csv):
-        self._note('score', out_csv.parent.name)
+    def score(self, round_):
+        self._note('score', round_.path.name)
 
-    def pair(self, scores, out_json):
-        self._note('pair', out_json.parent.name)
+    def pair(self, round_):
+        self._note('pair', round_.path.name)
 
-    def train(self, pairs, out, adapter):
-        self._note('train', out.parent.name, adapter and adapter.parent.name)
+    def train(self, round_, adapter):
+        self._note('train', round_.path.name, adapter and adapter.parent.name)
 
 
 WHOLE = [
@@ -103,8 +108,55 @@ def test_another_configuration_in_the_same_folder_is_refused_and_named(config, t
         ({'seed': 'x'}, 'expected int'),
         ({'eval_init_states': '3-5'}, 'state 3'),
         ({'policy': None}, 'policy is None'),
+        ({'method': 'dagger'}, "method is 'dagger'; expected one of: tpo, dpo"),
+        ({'without': ['reward']}, 'expected one of: self, ext, success'),
+        ({'evaluations': {'far': {'tasks': ['a/0'], 'states': '1'}}}, 'far has the unknown keys'),
+        (
+            {'evaluations': {'far': {'tasks': ['libero_object/0+obstacle'], 'init_states': '2'}}},
+            'libero_object/0 state 2',
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(config, changes, text):
     with pytest.raises(ValueError, match=text):
         config(**changes)
+
+
+def test_a_method_without_pairs_has_no_phase_for_them(config, tmp_path):
+    steps = RecordingSteps()
+    adapter = run_iterations(config(method='ppo', rounds=1), tmp_path / 'run', steps)
+    assert [entry[0] for entry in steps.done] == [
+        'evaluate',
+        'collect',
+        'score',
+        'train',
+        'evaluate',
+    ]
+    assert adapter == tmp_path / 'run' / 'round_1' / 'ppo'
+
+
+def test_more_evaluations_are_made_in_every_round_or_at_the_ends(config, tmp_path):
+    often = {'tasks': ['libero_object/1'], 'init_states': '40'}
+    settings = config(
+        evaluations={'often': often, 'rarely': often | {'init_states': '41', 'every_round': False}}
+    )
+    steps = RecordingSteps()
+    run = tmp_path / 'run'
+    run_iterations(settings, run, steps)
+    assert [entry[1] for entry in steps.done if entry[0] == 'evaluate'] == [
+        'base', 'base_often', 'base_rarely', 'round_1', 'round_1_often', 'round_2',
+        'round_2_often', 'round_2_rarely',
+    ]  # fmt: skip
+    assert steps.cells[run / 'round_2' / 'eval_rarely.json'] == [('libero_object/1', 41)]
+
+
+def test_runs_that_share_a_folder_take_their_first_trials_from_it(config, tmp_path):
+    steps = RecordingSteps()
+    run_iterations(config(shared=str(tmp_path / 'shared'), seed=3), tmp_path / 'run', steps)
+    assert steps.bags == [tmp_path / 'shared' / 'trials_s3', tmp_path / 'run' / 'round_2' / 'bags']
+
+
+def test_rounds_take_turns_through_the_initial_states(config):
+    settings = config(train_init_states='0-4', states_a_round=2)
+    assert [settings.states_of_round(k) for k in (1, 2, 3)] == [(0, 1), (2, 3), (0, 4)]
+    assert config().states_of_round(2) == (0, 1, 2, 3)

@@ -12,7 +12,8 @@ from grape_bringup.bag_names import free_bag_name
 from grape_bringup.graph import EpisodeResult, GraphSetup
 from grape_bringup.interruption import Interrupted
 from grape_bringup.manifest import FILE, ManifestError, read_manifest
-from grape_bringup.pool import MAX_ERRORS_IN_A_ROW, Pool, PoolError
+from grape_bringup.pool import Pool
+from grape_bringup.pool_run import MAX_ERRORS_IN_A_ROW, PoolError
 from grape_bringup.rollouts import demo_requests, next_attempt, trial_requests
 from grape_episode.outcome import Outcome
 
@@ -27,7 +28,7 @@ class RecordingGraph:
     on_play = staticmethod(lambda request: None)
     lock = threading.Lock()
 
-    def __init__(self, setup, bags, logs):
+    def __init__(self, setup, bags, logs, environment):
         self.bags, self.logs, self.adapter = bags, logs, 'unset'
 
     def record_to(self, bags):

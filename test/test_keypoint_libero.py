@@ -1,5 +1,6 @@
 """Perceived keypoints against the simulator's truth, and depth through the whole graph."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,14 +8,20 @@ import numpy as np
 import pytest
 import yaml
 from graph_run import grape
+from keypoint_bags import without_scene
+from typer.testing import CliRunner
 
+from grape_bringup.cli import app
 from grape_episode.bag import find_bags, read_episode
 from grape_episode.contract import load_contract
 from grape_trainer.scoring.keypoint import track_from_scene
 from grape_trainer.scoring.keypoint_clicks import masks_of_clicks
 from grape_trainer.scoring.keypoint_height import HeightContour
+from grape_trainer.scoring.keypoint_names import names_key
 from grape_trainer.scoring.keypoint_source import PerceivedSource
 from grape_trainer.scoring.keypoint_tracking import track_objects
+from grape_trainer.scoring.objective import load_objective
+from grape_trainer.scoring.scorer import score_bags
 
 pytestmark = pytest.mark.sim
 
@@ -94,3 +101,30 @@ def test_depth_goes_through_bridge_and_recorder_into_keypoints(tmp_path):
     assert track.positions_m.shape == (26, len(seen), 3)
     errors = np.linalg.norm(track.positions_m - truth.select(track.names), axis=2)
     assert np.median(errors) < GOAL_M
+    picture = tmp_path / 'first.png'
+    shown = CliRunner().invoke(app, ['keypoints', 'show', str(bags[0]), '--out', str(picture)])
+    assert shown.exit_code == 0 and picture.is_file() and f'{len(seen)}: [' in shown.output
+    _scores_without_scene_state(tmp_path, bags[0], seen)
+
+
+def _scores_without_scene_state(tmp_path, bag, clicks):
+    """A bag as a real robot records it is scored from its camera, nearly as with the truth."""
+    (tmp_path / 'clicks').mkdir()
+    file = tmp_path / 'clicks' / f'{names_key(TASK, INIT_STATE)}.json'
+    file.write_text(json.dumps(clicks))
+    bare = without_scene(bag, tmp_path / 'bare')
+    safety = load_objective('safety')
+    looking = safety.with_keypoints(source='clicks', clicks=file.parent)
+    (truth,) = score_bags([bag], safety, tmp_path / 'truth.csv').rows
+    seen, same = score_bags([bare, bag], looking, tmp_path / 'seen.csv').rows
+    assert (truth.keypoints, truth.left_out, truth.collisions) == ('privileged', '', 0)
+    contacts = [f'stage{n}_collision_constraint{k}' for n, k in ((1, 3), (2, 2), (3, 3))]
+    assert (seen.keypoints, seen.left_out.split()) == ('perceived', contacts)
+    assert (seen.collisions, seen.status) == (None, 'no_log_probs')
+    # 25 steps reach no other stage than the first; the others cost their worst, without contacts.
+    assert seen.stage_costs['grasp'] == pytest.approx(truth.stage_costs['grasp'], abs=0.05)
+    for name in ('transport', 'place'):
+        assert seen.stage_costs[name] == truth.stage_costs[name] - 1.0
+    assert same.stage_costs == seen.stage_costs, 'nothing of the truth is looked at'
+    (refused,) = score_bags([bare], safety, tmp_path / 'refused.csv').rows
+    assert refused.status == 'unscorable' and 'has no scene_state' in refused.detail

@@ -113,6 +113,7 @@ def declared_parameters():
     """The parameters each executable declares, from the dataclass that it declares them by."""
     pytest.importorskip('rclpy')
     pytest.importorskip('torch')
+    from grape_bringup.iteration_node import IterationNodeConfig
     from grape_episode.player_node import PlayerConfig
     from grape_episode.recorder_node import RecorderConfig
     from grape_policy_node.policy_node import PolicyNodeConfig
@@ -121,6 +122,7 @@ def declared_parameters():
 
     configs = {
         'bridge_node': BridgeConfig,
+        'iteration_node': IterationNodeConfig,
         'player_node': PlayerConfig,
         'policy_node': PolicyNodeConfig,
         'recorder_node': RecorderConfig,
@@ -132,7 +134,7 @@ def declared_parameters():
 CONFIGS = ('bridge_node', 'policy_node', 'recorder_node', 'trainer_node')
 STARTED = {
     'sim.launch.py': ({'policy': '/p'}, {'bridge_node', 'recorder_node', 'policy_node'}),
-    'train.launch.py': ({'policy': '/p'}, set(CONFIGS)),
+    'train.launch.py': ({'policy': '/p'}, {*CONFIGS, 'iteration_node'}),
     'replay.launch.py': ({'bag': '/b'}, {'recorder_node', 'trainer_node', 'player_node'}),
 }
 
@@ -169,6 +171,12 @@ def test_a_missing_argument_is_refused_by_name(resolve, file):
     nodes, said = resolve(file)
     assert nodes is None
     assert f"'{required}'" in said
+
+
+def test_training_without_rounds_leaves_them_to_a_person(resolve):
+    nodes, said = resolve('train.launch.py', policy='/p', drive='false')
+    assert nodes, said
+    assert 'iteration_node' not in {node['exec'] for node in nodes.values()}
 
 
 def test_replay_plays_the_bag_that_was_named(resolve):

@@ -1,21 +1,48 @@
 """What SFT is fed with: no-op filtering, statistics, augmentation, micro-batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scoring_trials import START_M, Phase, make_trial
 
 from grape_policy_node.action_tokens import NormStats
 from grape_trainer.augmentation import augment
+from grape_trainer.dataset import DataError
 from grape_trainer.demonstrations import action_statistics, noops
 from grape_trainer.token_data import TokenData
 
 
-def test_noop_is_a_still_pose_with_a_still_gripper():
-    actions = np.zeros((6, 7))
-    actions[1, 0] = 1e-3  # moves
-    actions[2:, 6] = 1.0  # the gripper closes at step 2 and stays
-    actions[4, 5] = 5e-5  # below the limit
-    assert noops(actions).tolist() == [True, False, False, True, True, True]
+def still_trial(steps):
+    """An episode that stands still with an open gripper."""
+    trial = make_trial((Phase(steps / 20, START_M),))
+    return replace(trial, rotation_rotvec_rad=np.zeros((steps, 3)))
+
+
+def test_liberos_noop_is_a_still_normalised_pose_with_a_still_gripper():
+    trial = still_trial(6)
+    scale_m = trial.contract.action.translation_scale_m
+    trial.translation_m[1, 0] = 1e-3 * scale_m  # moves
+    trial.gripper_command[2:] = 0.0  # the gripper closes at step 2 and stays
+    trial.rotation_rotvec_rad[4, 2] = 1e-6  # below the limit
+    assert noops(trial, 'libero').tolist() == [True, False, False, True, True, True]
+    assert not noops(trial, 'none').any()
+
+
+def test_rl4vlas_noop_is_a_small_metric_motion_with_a_still_gripper():
+    trial = still_trial(6)
+    trial.translation_m[0] = (0.006, 0.0, 0.007)  # 9.2 mm
+    trial.translation_m[1] = (0.008, 0.0, 0.007)  # 10.6 mm
+    trial.rotation_rotvec_rad[2] = (0.04, 0.0, 0.04)  # 0.057 rad
+    trial.rotation_rotvec_rad[3] = (0.05, 0.0, 0.04)  # 0.064 rad
+    trial.gripper_command[5] = 0.0
+    assert noops(trial, 'rl4vla').tolist() == [True, False, True, False, True, False]
+
+
+def test_unknown_noop_rule_is_an_error():
+    with pytest.raises(DataError, match="rule is 'all'; expected none, libero or rl4vla"):
+        noops(still_trial(2), 'all')
 
 
 def test_statistics_are_the_percentiles_and_leave_the_gripper_alone():

@@ -1,5 +1,6 @@
 """`train_tpo` on recorded bags: adapter out, resume, reference, and its refusals."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -94,9 +95,13 @@ def test_run_killed_by_sigkill_ends_in_the_same_adapter_bit_for_bit(work, tmp_pa
 
 def test_second_iteration_starts_at_the_start_adapter_and_refers_to_it(work, tmp_path):
     first = run(work, tmp_path / 'first')
+    # Without them it would act in the base policy's units.
+    statistics = json.dumps(learner_policy.STATISTICS)
+    (tmp_path / 'first' / 'dataset_statistics.json').write_text(statistics)
     config = replace(CONFIG, verify_log_probs=False)
     second = run(work, tmp_path / 'second', config, start_adapter=tmp_path / 'first')
     assert second.reference == first.adapter_id
+    assert (tmp_path / 'second' / 'dataset_statistics.json').read_text() == statistics
     start, first_start = (read_metrics(tmp_path / n)[0] for n in ('second', 'first'))
     assert start['loss'] == pytest.approx(0.6931, abs=1e-3)
     assert start['rewards/chosen'] == pytest.approx(0, abs=1e-3)

@@ -10,7 +10,7 @@ import torch
 
 from grape_trainer.dataset import BagPair, pixel_values, resize_images
 from grape_trainer.objective.tpo import PairBatch, TpoOptions, tpo_loss
-from grape_trainer.train_tpo import policy_log_probs
+from grape_trainer.preference_run import policy_log_probs
 from grape_trainer.trajectory_gradient import NotFiniteError, accumulate_gradient
 
 LENGTHS = {'a': 9, 'b': 13, 'c': 6, 'd': 11}
@@ -67,11 +67,12 @@ def gradients(case, run):
     return {n: p.grad.clone() for n, p in trained.items()}
 
 
-def two_pass(case, pairs, options, chunk_steps):
+def two_pass(case, pairs, options, chunk_steps, parameters=()):
     engine, trials, reference = case
     return accumulate_gradient(
-        pairs, trials.get, policy_log_probs(engine), reference, options, chunk_steps
-    )
+        pairs, trials.get, policy_log_probs(engine), reference, options, chunk_steps,
+        parameters=parameters,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize('chunk_steps', [1, 4, 100])
@@ -91,6 +92,30 @@ def test_two_pass_gradient_equals_the_naive_one(case, options, chunk_steps):
     expected = naive(case, PAIRS, options)[1]
     assert found.keys() == expected.keys()
     assert all(found[n] == pytest.approx(expected[n], abs=1e-4) for n in found)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [TpoOptions(), TpoOptions(per_step_mean=True, label_smoothing=0.1, nll_weight=0.5)],
+)
+def test_one_pass_gradient_equals_that_of_two(case, options):
+    parameters = case[0].adapters.parameters('trained')
+    done = []
+    two = gradients(case, lambda: done.append(two_pass(case, PAIRS, options, 4)))
+    one = gradients(case, lambda: done.append(two_pass(case, PAIRS, options, 4, parameters)))
+    assert done[0].metrics == done[1].metrics
+    for name in two:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
+
+
+def test_one_pass_adds_to_the_gradient_that_is_there(case):
+    parameters, options = case[0].adapters.parameters('trained'), TpoOptions()
+    once = gradients(case, lambda: two_pass(case, PAIRS, options, 4, parameters))
+    twice = gradients(
+        case, lambda: [two_pass(case, PAIRS, options, 4, parameters) for _ in range(2)]
+    )
+    for name in once:
+        torch.testing.assert_close(twice[name], 2 * once[name])
 
 
 def test_gradient_descends_the_loss(case):

@@ -78,10 +78,19 @@ def test_nll_anchor_is_the_chosen_trials_mean_over_tokens():
     assert (anchored - plain).item() == pytest.approx(0.5 * 100 / 70, abs=1e-6)
 
 
+def test_ipo_is_the_squared_distance_from_half_of_one_over_beta():
+    # the difference of log-ratios is 15 nats, the goal 1 / (2 * 0.1) = 5
+    pair = batch([-100.0], [-120.0], [-110.0], [-115.0])
+    loss, metrics = tpo_loss(pair, TpoOptions(loss='ipo'))
+    assert loss.item() == pytest.approx((15 - 5) ** 2, rel=1e-6)
+    assert metrics['rewards/margins'] == pytest.approx(1.5)
+
+
 @pytest.mark.parametrize(
     'options',
     [
         TpoOptions(),
+        TpoOptions(beta=0.3, loss='ipo', per_step_mean=True),
         TpoOptions(per_step_mean=True),
         TpoOptions(label_smoothing=0.2),
         TpoOptions(beta=0.5, per_step_mean=True, label_smoothing=0.1, nll_weight=0.3),
@@ -115,7 +124,15 @@ def test_extreme_margins_keep_the_loss_and_weights_finite():
 
 
 @pytest.mark.parametrize(
-    'bad', [{'beta': 0.0}, {'label_smoothing': 0.5}, {'nll_weight': -1.0}, {'beta': float('nan')}]
+    'bad',
+    [
+        {'beta': 0.0},
+        {'label_smoothing': 0.5},
+        {'nll_weight': -1.0},
+        {'beta': float('nan')},
+        {'loss': 'hinge'},
+        {'label_smoothing': 0.1, 'loss': 'ipo'},
+    ],
 )
 def test_options_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

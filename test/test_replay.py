@@ -9,13 +9,21 @@ from report_runs import write_round
 
 from grape_bringup.graph import EpisodeRequest, Graph, GraphSetup
 from grape_episode.bag import find_bags, read_episode
-from grape_trainer.scoring.objective import load_objective
+from grape_trainer.scoring.objective import load_scored_objective
 from grape_trainer.scoring.score_table import read_scores
 from grape_trainer.scoring.scorer import score_bags
 
 pytest.importorskip('rclpy', reason='rclpy is not installed: run make setup')
 
 STAMPS = {'bag', 'code_version'}
+# Of the stages that a short trial is in; place keeps the built-in costs.
+COSTS = """
+costs:
+  - {stage: 1, class: target, kind: distance, to: target}
+  - {stage: 1, class: path, kind: delay, to: target}
+  - {stage: 1, class: collision, kind: contact}
+  - {stage: 2, class: grasp, kind: gripper, state: held}
+"""
 
 
 @pytest.mark.sim
@@ -26,7 +34,11 @@ def test_scores_of_replayed_topics_equal_those_of_the_file(ros_process, tmp_path
         bag = graph.run_episode(
             EpisodeRequest('one', graph_run.TASK, 0, seed=1, temperature=1.0, max_steps=15)
         ).bag
-    (expected,) = score_bags([bag], load_objective('safety'), tmp_path / 'file.csv').rows
+    costs = tmp_path / 'costs.yaml'
+    costs.write_text(COSTS)
+    objective = load_scored_objective('', costs, allow_unapproved=True)
+    (expected,) = score_bags([bag], objective, tmp_path / 'file.csv').rows
+    assert expected.approval == 'unapproved' and expected.stage_costs['grasp'] > 0
     again, scores = tmp_path / 'again', tmp_path / 'scores'
     recorder = ros_process(
         'grape_episode.recorder_node', {'output_dir': str(again), 'contract': contract}
@@ -36,12 +48,13 @@ def test_scores_of_replayed_topics_equal_those_of_the_file(ros_process, tmp_path
         {
             'bags_dir': str(again),
             'out_dir': str(scores),
-            'objective': 'safety',
+            'costs': str(costs),
+            'allow_unapproved': True,
             'contract': contract,
         },
     )
     recorder.wait_for('recording to')
-    trainer.wait_for('scoring')
+    trainer.wait_for('scoring', 120)  # it imports torch
     player = ros_process('grape_episode.player_node', {'bag': str(bag), 'rate': 4.0})
     assert player.popen.wait(60) == 0, player.output()
     assert 'was recorded again' in player.output()

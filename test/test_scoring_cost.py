@@ -20,7 +20,8 @@ from scoring_trials import (
     make_trial,
 )
 
-from grape_trainer.scoring.cost import BUILTIN, CostError, Signals, cost_program, stage_costs
+from grape_trainer.scoring.cost import CostError, cost_program, stage_costs
+from grape_trainer.scoring.cost_builtin import BUILTIN, Signals
 from grape_trainer.scoring.keypoint import track_from_scene
 from grape_trainer.scoring.objective import ObjectiveError, load_objective
 from grape_trainer.scoring.stage import PICK_PLACE, Roles, segment

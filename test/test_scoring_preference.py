@@ -151,6 +151,39 @@ def test_settings_out_of_range_are_an_error():
         PairSettings(m=0)
     with pytest.raises(PairingError, match='min_margin is -1'):
         PairSettings(min_margin=-1)
+    with pytest.raises(PairingError, match="ranking is 'best'"):
+        PairSettings(ranking='best')
+    with pytest.raises(PairingError, match='nearest_m is 0'):
+        PairSettings(nearest_m=0.0)
+    with pytest.raises(PairingError, match='Random pairs look at no score'):
+        PairSettings(ranking='random', min_margin=1.0)
+
+
+def test_random_ranking_draws_the_order_and_makes_as_many_pairs():
+    rows = [row(name, score) for name, score in zip('abcde', (5.0, 4, 3, 2, 1), strict=True)]
+    drawn = [named(make_pairs(rows, PairSettings(ranking='random', seed=s))) for s in range(20)]
+    assert all(len(set(pairs)) == 4 for pairs in drawn)
+    assert all(chosen != rejected for pairs in drawn for chosen, rejected in pairs)
+    assert drawn[0] == named(make_pairs(rows[::-1], PairSettings(ranking='random', seed=0)))
+    chosen = [c for pairs in drawn for c, _ in pairs]
+    # 80 draws of 5 trials: 16 of each are expected, and the worst is chosen too.
+    assert min(chosen.count(name) for name in 'abcde') >= 6
+    assert any(drawn[0] != other for other in drawn[1:])
+
+
+def test_random_ranking_pairs_trials_of_equal_score():
+    rows = [row('a', 1.0), row('b', 1.0)]
+    pairs = make_pairs(rows, PairSettings(m=2, ranking='random')).pairs
+    assert len(pairs) == 1 and pairs[0].margin == 0.0
+
+
+def test_random_ranking_does_not_follow_the_scores():
+    """An order of ranks would be the same in every group and every round of an iteration."""
+    rows = [row(f'{i}-{n}', float(n), init_state=i) for i in range(40) for n in range(4)]
+    pairs = make_pairs(rows, PairSettings(m=1, ranking='random')).pairs
+    better = sum(pair.margin > 0 for pair in pairs)
+    assert 10 <= better <= 30
+    assert {pair.chosen.score for pair in pairs} == {0.0, 1.0, 2.0, 3.0}
 
 
 def test_pairs_file_reads_back_and_moves_with_its_folder(tmp_path):

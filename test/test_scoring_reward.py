@@ -90,7 +90,7 @@ def test_a_later_label_replaces_the_recorded_outcome():
 
 
 def test_episode_without_scene_state_is_an_error():
-    with pytest.raises(RewardError, match='no scene_state'):
+    with pytest.raises(KeypointError, match='no scene_state'):
         score_episode(replace(make_trial(), scene=None), COMPLETION)
 
 

@@ -165,6 +165,9 @@ def test_the_expert_records_a_success_with_one_more_state_than_steps(stage):
     told = episode.info.environment
     assert told['target'] == 'alphabet_soup_1' and told['max_steps'] == told['suite_limit'] == 280
     assert told['settings']['rendering'] == 'fast' and told['action_noise'] == pytest.approx(0.1)
+    assert (told['cameras']['agentview']['height'], told['cameras']['agentview']['width']) == (
+        episode.images['agentview'].shape[1:3]
+    )
 
 
 def test_the_same_seed_gives_the_same_episode_bit_for_bit(stage):

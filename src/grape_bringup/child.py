@@ -22,6 +22,8 @@ GRACE_S = 10.0
 def main() -> None:
     """Start the watch, then become the module."""
     parent, module, *arguments = sys.argv[1:]
+    # What a Ray worker starts inherits that SIGINT is blocked there.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_watch, args=(int(parent),), name='parent_watch', daemon=True).start()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name='__main__', alter_sys=True)

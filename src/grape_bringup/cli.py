@@ -16,12 +16,16 @@ from grape_bringup import (
     cli_checkpoint,
     cli_costs,
     cli_data,
+    cli_experiment,
+    cli_keypoints,
     cli_loop,
+    cli_preference,
     cli_review,
     cli_rollouts,
     cli_serve,
     cli_stages,
     cli_train,
+    cli_train_rl,
 )
 from grape_bringup.cli_console import readable_errors, set_up_logging
 
@@ -32,10 +36,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-train_app = typer.Typer(no_args_is_help=True, help='Train a policy (sft) or an adapter (tpo).')
+train_app = typer.Typer(no_args_is_help=True, help='Train a policy (sft) or an adapter.')
 bag_app = typer.Typer(no_args_is_help=True, help='Look at recorded bags and repair them.')
 costs_app = typer.Typer(no_args_is_help=True, help='Look at cost programs.')
+keypoints_app = typer.Typer(no_args_is_help=True, help='Where things are, seen by a camera.')
 stages_app = typer.Typer(no_args_is_help=True, help='Which stages a task has, and where they are.')
+experiment_app = typer.Typer(no_args_is_help=True, help='Compare methods over seeds.')
 checkpoint_app = typer.Typer(no_args_is_help=True, help='Look at policies and check them.')
 
 app.command('demo')(cli_loop.demo)
@@ -44,12 +50,20 @@ app.command('demos')(cli_rollouts.demos)
 app.add_typer(train_app, name='train')
 train_app.command('sft')(cli_train.sft)
 train_app.command('tpo')(cli_train.tpo)
+train_app.command('dpo')(cli_preference.dpo)
+train_app.command('kto')(cli_preference.kto)
+train_app.command('ppo')(cli_train_rl.ppo)
+train_app.command('grpo')(cli_train_rl.grpo)
+train_app.command('tgrpo')(cli_train_rl.tgrpo)
 app.command('collect')(cli_rollouts.collect)
 app.command('score')(cli_data.score)
 app.command('pair')(cli_data.pair)
 app.command('evaluate')(cli_rollouts.evaluate)
 app.command('serve')(cli_serve.serve)
 app.command('iterate')(cli_loop.iterate)
+app.add_typer(experiment_app, name='experiment')
+experiment_app.command('run')(cli_experiment.run)
+experiment_app.command('table')(cli_experiment.table)
 app.command('report')(cli_loop.report)
 app.add_typer(bag_app, name='bag')
 bag_app.command('info')(cli_bag.info)
@@ -57,6 +71,8 @@ bag_app.command('recover')(cli_bag.recover)
 app.add_typer(costs_app, name='costs')
 costs_app.command('check')(cli_costs.check)
 costs_app.command('review')(cli_review.review)
+app.add_typer(keypoints_app, name='keypoints')
+keypoints_app.command('show')(cli_keypoints.show)
 app.add_typer(stages_app, name='stages')
 stages_app.command('propose')(cli_stages.propose)
 stages_app.command('show')(cli_stages.show)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -39,7 +40,8 @@ OUR_PACKAGES = (
 QUIET_LINE_S = 10.0  # between two lines of progress where there is no terminal
 INTERRUPTED_CODE = 130
 
-console = Console(highlight=False)
+# Of the processes of one training the first alone speaks.
+console = Console(highlight=False, quiet=os.environ.get('RANK', '0') != '0')
 
 
 def policy_folder(name: Path | None) -> Path | None:

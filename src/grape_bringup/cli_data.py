@@ -14,17 +14,53 @@ from grape_bringup.cli_console import ProgressBar, UsageError, console
 def score(
     bags: Annotated[list[Path], typer.Argument(help='Bags, or folders of bags.')],
     objective: Annotated[
-        str, typer.Option(help='completion, safety, efficiency, or a YAML file.')
-    ] = 'completion',
+        str,
+        typer.Option(
+            help='completion, safety, efficiency, or a YAML file; with --costs or --stages: '
+            'generated.',
+            show_default=False,
+        ),
+    ] = '',
     out: Annotated[Path, typer.Option(help='The score table (CSV).')] = Path('scores.csv'),
     jobs: Annotated[int, typer.Option(min=0, help='Processes; 0: one a core.')] = 0,
+    costs: Annotated[
+        Path | None, typer.Option(help='Cost program (.py, .yaml, .json), approved.')
+    ] = None,
+    stages: Annotated[
+        Path | None, typer.Option(help='Proposed stages (JSON); with their costs, unless --costs.')
+    ] = None,
+    approved_sha: Annotated[
+        str, typer.Option('--approved-sha', help='The approved text whose sha256 begins so.')
+    ] = '',
+    allow_unapproved: Annotated[
+        bool, typer.Option('--allow-unapproved', help='Costs that nobody approved; rows say so.')
+    ] = False,
+    keypoints: Annotated[
+        str, typer.Option(help='scene (SceneState), clicks or perceived: from cameras.')
+    ] = '',
+    clicks: Annotated[
+        Path | None, typer.Option(help='name -> [u, v]: a file, or a folder of TASK-iNN.json.')
+    ] = None,
+    numbers: Annotated[
+        Path | None, typer.Option(help='name -> number of the numbered picture, the same.')
+    ] = None,
+    proposer: Annotated[
+        str, typer.Option(help='Of perceived keypoints: height, colour or segment_anything.')
+    ] = 'height',
+    weights: Annotated[Path | None, typer.Option(help='Of segment_anything.')] = None,
 ) -> None:
     """Score trials: stage costs, R_ext, R_self, success, R_GCPG."""
     from grape_episode.bag import find_bags
-    from grape_trainer.scoring.objective import load_objective
+    from grape_trainer.scoring.objective import load_scored_objective
     from grape_trainer.scoring.scorer import score_bags
 
-    settings = load_objective(objective)
+    settings = load_scored_objective(objective, costs, stages, approved_sha, allow_unapproved)
+    if keypoints:
+        settings = settings.with_keypoints(
+            source=keypoints, clicks=clicks, numbers=numbers, proposer=proposer, weights=weights
+        )
+    elif clicks or numbers:
+        raise UsageError('--clicks goes with --keypoints clicks, --numbers with perceived.')
     with ProgressBar('score') as bar:
         report = score_bags(
             find_bags(bags),
@@ -54,12 +90,32 @@ def pair(
     allow_mixed_policies: Annotated[
         bool, typer.Option('--allow-mixed-policies', help='Trials of several policies.')
     ] = False,
+    nearest: Annotated[
+        float | None,
+        typer.Option(help='Pair trials of any initial states that began at most METRES apart.'),
+    ] = None,
+    random: Annotated[
+        bool, typer.Option('--random', help='Draw the order instead of ranking (an ablation).')
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help='Of --random.')] = 0,
 ) -> None:
-    """Pair the best with the worst trials of each task and initial state."""
-    from grape_trainer.scoring.preference import PairSettings, pair_scores
+    """Pair the best with the worst trials of each task and initial state.
 
-    settings = PairSettings(m, min_margin, require_outcome_gap, allow_mixed_policies)
-    made = pair_scores(scores, settings, out)
+    --nearest: each trial with the m that began nearest to it, of those that score less.
+    """
+    from grape_trainer.scoring.preference import PairSettings, pair_scores
+    from grape_trainer.scoring.preference_nearest import pair_nearest
+
+    settings = PairSettings(
+        m,
+        min_margin,
+        require_outcome_gap,
+        allow_mixed_policies,
+        'random' if random else 'gcpg',
+        seed,
+        nearest,
+    )
+    made = (pair_scores if nearest is None else pair_nearest)(scores, settings, out)
     for group in made.skipped:
         console.print(
             f'no pair: {group.task} state {group.init_state}, {group.trials} trials: '

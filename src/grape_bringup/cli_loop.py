@@ -15,17 +15,19 @@ def iterate(
     workers: Annotated[int | None, typer.Option(min=0, help="Instead of the file's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, instead of the file's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the file's.")] = None,
+    report: Annotated[bool, typer.Option(help='Write the report at the end.')] = True,
 ) -> None:
     """Run Algorithm 1: K rounds of collect, score, pair, train, evaluate; then its report."""
     from grape_bringup.iterate import run_experiment
-    from grape_trainer.iteration import IterateConfig
+    from grape_trainer.iteration_config import IterateConfig
     from grape_trainer.report import build_report
 
     given = {'workers': workers, 'out': None if out is None else str(out), 'seed': seed}
     overrides = {name: value for name, value in given.items() if value is not None}
     settings = IterateConfig.load(config, **overrides)
     run_experiment(settings, Path(settings.out))
-    console.print(f'report: {build_report(Path(settings.out)).resolve()}', soft_wrap=True)
+    if report:
+        console.print(f'report: {build_report(Path(settings.out)).resolve()}', soft_wrap=True)
 
 
 def demo(

@@ -12,12 +12,23 @@ from grape_bringup.cli_console import ProgressBar, UsageError, console
 
 
 def review(
-    file: Annotated[Path, typer.Argument(help='Cost program: .py, .yaml or .json.')],
+    file: Annotated[Path, typer.Argument(help='Cost program, or a proposal with costs.')],
     bags: Annotated[list[Path], typer.Argument(help='Labelled trials, or folders of them.')],
     objective: Annotated[
         str, typer.Option(help='Whose template and thresholds cut the stages.')
     ] = 'completion',
-    plot: Annotated[Path | None, typer.Option(help='PNG; default: beside the file.')] = None,
+    stages: Annotated[
+        Path | None, typer.Option(help='A proposal whose stages FILE is for (JSON).')
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help='PNG of the curves; default: beside the file.')
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help='HTML page with frames; default: beside the file.')
+    ] = None,
+    frames: Annotated[
+        int, typer.Option('--trials', min=0, help='Trials that the page shows in pictures.')
+    ] = 3,
     approve: Annotated[
         bool, typer.Option('--approve', help='Record the approval without asking.')
     ] = False,
@@ -27,30 +38,37 @@ def review(
     from grape_episode.bag import find_bags, read_episode
     from grape_episode.label import effective_outcome
     from grape_episode.outcome import Outcome
+    from grape_trainer.cost_page import write_page
     from grape_trainer.scoring import cost_review
+    from grape_trainer.scoring.cost_approval import approve as record
+    from grape_trainer.scoring.cost_file import load_costs
     from grape_trainer.scoring.cost_plots import plot_review
-    from grape_trainer.scoring.cost_program import load_program
     from grape_trainer.scoring.cost_sandbox import CostSandbox
     from grape_trainer.scoring.keypoint import KeypointError, SceneSource
     from grape_trainer.scoring.objective import load_objective
+    from grape_trainer.scoring.score_setup import function_settings
     from grape_trainer.scoring.stage import StageError
 
-    settings, trials = load_objective(objective), []
+    settings, source = load_objective(objective), SceneSource()
+    trials, left_out = [], []
     with CostSandbox() as sandbox, ProgressBar('review') as bar:
-        program = load_program(file, sandbox)
+        costs = load_costs(file, sandbox, stages)
+        program = costs.program
         folders = find_bags(bags)
         for done, bag in enumerate(folders, start=1):
             outcome = Outcome(effective_outcome(bag))
             if outcome in (Outcome.SUCCESS, Outcome.FAILURE):
                 episode = read_episode(bag, images=False)
                 try:
-                    track = SceneSource().track(episode)
+                    track = source.track(episode)
+                    success = outcome is Outcome.SUCCESS
                     trials.append(
                         cost_review.trial_costs(
-                            episode, outcome is Outcome.SUCCESS, track, settings, program, sandbox
+                            episode, success, track, settings, program, sandbox, costs.proposal
                         )
                     )
                 except (StageError, KeypointError) as error:
+                    left_out.append(f'{bag.name}: {error}')
                     console.print(f'{bag.name}: left out: {error}', soft_wrap=True, markup=False)
             bar.update(done, len(folders), str(outcome))
     if not trials:
@@ -58,11 +76,20 @@ def review(
     found = cost_review.review(program, trials)
     plot = plot or file.with_name(f'{file.name}.review.png')
     plot_review(found, trials, plot)
+    page = page or file.with_name(f'{file.name}.review.html')
+    terms = {}
+    if settings.program is not None:
+        terms = {each.name: function_settings(settings, each) for each in program.functions}
+    write_page(page, file.name, program, found, trials, source, frames, left_out, terms)
     console.print(_table(found))
     good = sum(trial.success for trial in trials)
-    console.print(f'{len(trials)} trials, {good} successes; the costs over time: {plot}')
+    console.print(
+        f'{len(trials)} trials, {good} successes. Look at {page}; the curves alone: {plot}',
+        soft_wrap=True,
+        markup=False,
+    )
     if approve or _asks(found):
-        given = cost_review.approve(file, program, found, len(trials), note)
+        given = record(file, program, found, len(trials), note, costs.stages_sha256)
         console.print(f'approved by {given.by}: sha256 {given.sha256[:12]}', soft_wrap=True)
     else:
         console.print('not approved')

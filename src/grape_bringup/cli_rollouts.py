@@ -44,7 +44,32 @@ RemoteSettings = Annotated[
         help='Of a policy server: token_file=F, protocol=openpi, gripper=libero ...; repeatable.',
     ),
 ]
+EngineChoice = Annotated[
+    str,
+    typer.Option(
+        '--engine',
+        help='own: one a worker; shared: one for all, which batches; auto: shared on a GPU, or '
+        'where the weights are large.',
+    ),
+]
+Device = Annotated[str, typer.Option('--device', help='Of a policy folder: cpu, cuda, cuda:1 ...')]
+Ray = Annotated[
+    str,
+    typer.Option(
+        '--ray',
+        metavar='WHERE',
+        help='Workers on a Ray cluster: local, auto (the one running here) or HOST:PORT.',
+    ),
+]
 Out = Annotated[Path, typer.Option('--out', help='Folder for the bags.')]
+Perturb = Annotated[
+    list[str] | None,
+    typer.Option(
+        '--perturb',
+        metavar='NAME[:KEY=VALUE,...]',
+        help='Such as obstacle or layout_shift:min_m=0.1,seed=1; repeatable.',
+    ),
+]
 HELD = 'it may hold episodes'
 
 
@@ -61,6 +86,8 @@ def demos(
     max_steps: MaxSteps = 0,
     rendering: Rendering = 'auto',
     contract: ContractName = 'libero',
+    ray: Ray = '',
+    perturb: Perturb = None,
     resume: Resume = True,
 ) -> None:
     """Record demonstrations of the scripted expert; up to four attempts for each.
@@ -73,10 +100,10 @@ def demos(
     from grape_trainer.evaluation import parse_init_states
 
     require_new(out, resume, HELD)
-    cells = check_cells(task, parse_init_states(init_states))
+    cells = check_cells(task, parse_init_states(init_states), perturb or [])
     requests = demo_requests(cells, seed, noise, max_steps, trials)
     setup = GraphSetup(None, contract=contract, rendering=rendering)
-    with EpisodeBar('demos') as bar, Pool(setup, out / 'logs', workers) as pool:
+    with EpisodeBar('demos') as bar, Pool(setup, out / 'logs', workers, ray) as pool:
         by = played_by(contract, rendering)
         records = pool.run(requests, out, by, None, bar.update, next_attempt(requests, seed))
     solved = [(r.task, r.init_state) for r in records if r.outcome == 'success']
@@ -103,6 +130,10 @@ def collect(
     contract: ContractName = '',
     unnorm_key: UnnormKey = '',
     remote: RemoteSettings = None,
+    engine: EngineChoice = 'auto',
+    device: Device = 'cpu',
+    ray: Ray = '',
+    perturb: Perturb = None,
     resume: Resume = True,
 ) -> None:
     """Sample trials of a policy, each recorded as a bag."""
@@ -112,11 +143,11 @@ def collect(
 
     require_new(out, resume, HELD)
     source = _find_policy(policy, adapter, unnorm_key, remote or [])
-    cells = check_cells(task, parse_init_states(init_states))
+    cells = check_cells(task, parse_init_states(init_states), perturb or [])
     requests = trial_requests(cells, trials, seed, temperature, max_steps)
-    setup = _setup(source, unnorm_key, contract, rendering, out / 'logs')
-    with EpisodeBar('collect') as bar, Pool(setup, out / 'logs', workers) as pool:
-        by = played_by(setup.contract, rendering, source, adapter)
+    setup = _setup(source, unnorm_key, contract, rendering, out / 'logs', engine, device)
+    with EpisodeBar('collect') as bar, Pool(setup, out / 'logs', workers, ray) as pool:
+        by = played_by(setup.contract, rendering, source, adapter, device)
         records = pool.run(requests, out, by, adapter, bar.update)
         console.print(f'{out}: {len(records)} trials, {bar.summary()}')
     _fail_on_errors(records)
@@ -138,6 +169,10 @@ def evaluate(
     contract: ContractName = '',
     unnorm_key: UnnormKey = '',
     remote: RemoteSettings = None,
+    engine: EngineChoice = 'auto',
+    device: Device = 'cpu',
+    ray: Ray = '',
+    perturb: Perturb = None,
     resume: Resume = True,
 ) -> None:
     """Evaluate a policy greedily: success with n and its 95 % Wilson interval."""
@@ -148,11 +183,11 @@ def evaluate(
     bags = out or json_path.with_name(f'{json_path.stem}_bags')
     require_new(bags, resume, HELD)
     source = _find_policy(policy, adapter, unnorm_key, remote or [])
-    cells = rollouts.check_cells(task, parse_init_states(init_states))
+    cells = rollouts.check_cells(task, parse_init_states(init_states), perturb or [])
     assert_disjoint(rollouts.learned_from(source, adapter), cells)
-    setup = _setup(source, unnorm_key, contract, rendering, bags / 'logs')
-    with EpisodeBar('evaluate') as bar, Pool(setup, bags / 'logs', workers) as pool:
-        by = rollouts.played_by(setup.contract, rendering, source, adapter)
+    setup = _setup(source, unnorm_key, contract, rendering, bags / 'logs', engine, device)
+    with EpisodeBar('evaluate') as bar, Pool(setup, bags / 'logs', workers, ray) as pool:
+        by = rollouts.played_by(setup.contract, rendering, source, adapter, device)
         found = rollouts.evaluate(
             pool, cells, bags, json_path, source, adapter, by, seed, max_steps, bar.update
         )
@@ -207,14 +242,32 @@ def _find_policy(
 
 
 def _setup(
-    source: Path | RemotePolicy, unnorm_key: str, contract: str, rendering: str, logs: Path
+    source: Path | RemotePolicy,
+    unnorm_key: str,
+    contract: str,
+    rendering: str,
+    logs: Path,
+    engine: str,
+    device: str,
 ) -> GraphSetup:
     """Return the graph of a policy, under its own contract where none is asked for."""
     from grape_bringup.graph import GraphSetup
+    from grape_bringup.shared_engine import choose_engine
     from grape_episode.contract import contract_of_policy
 
     if isinstance(source, Path):
-        return GraphSetup(source, unnorm_key, contract or contract_of_policy(source), rendering)
+        return GraphSetup(
+            source,
+            unnorm_key,
+            contract or contract_of_policy(source),
+            rendering,
+            engine=choose_engine(engine, source, device),
+            device=device,
+        )
+    if (engine, device) != ('auto', 'cpu'):
+        raise UsageError(
+            "--engine and --device are of a policy folder; a server's own were given to it"
+        )
     contract = contract or source.contract_in(logs)
     return GraphSetup(None, unnorm_key, contract, rendering, remote=source.options)
 

@@ -32,6 +32,7 @@ def serve(
     max_batch: Annotated[
         int, typer.Option(min=1, help='Questions at once; 1: bit for bit as a local policy.')
     ] = 8,
+    max_clients: Annotated[int, typer.Option(min=1, help='Connections at once.')] = 32,
     max_message_mb: Annotated[int, typer.Option(min=1, help='Of one request, MiB.')] = 16,
     torch_threads: Annotated[
         int, typer.Option(min=0, help="Threads of one operation; 0: torch's own choice.")
@@ -57,6 +58,7 @@ def serve(
         token=read_token(token_file),
         max_message_bytes=max_message_mb * MIB,
         max_batch=max_batch,
+        max_clients=max_clients,
     )
     listener = bind(config)
     import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from grape_bringup.cli_console import Adapter, Policy, ProgressBar, Resume, console, policy_folder
 from grape_bringup.interruption import Interrupted
+from grape_bringup.processes import Processes
 
 # Weights below this size are a tiny policy's, for which the paper's learning rates are too small.
 TINY_BYTES = 500_000_000
@@ -38,6 +38,7 @@ def sft(
     config: Config = None,
     seed: TrainSeed = None,
     resume: Resume = True,
+    processes: Processes = 1,
 ) -> None:
     """Train a policy on the successful bags (supervised, action tokens).
 
@@ -54,7 +55,7 @@ def sft(
         architecture = config_file('policy/grape_tiny.yaml')
     if config is None and policy is None:
         config = config_file('train/sft_tiny.yaml')
-    settings = _settings(SftConfig, config, seed)
+    settings = load_settings(SftConfig, config, seed)
     with ProgressBar('sft') as bar:
         result = train_sft(settings, bags, out, architecture, policy, bar.training, resume)
     stop_if(result.interrupted)
@@ -72,6 +73,7 @@ def tpo(
     config: Config = None,
     seed: TrainSeed = None,
     resume: Resume = True,
+    processes: Processes = 1,
 ) -> None:
     """Train a LoRA adapter on pairs of trials (trajectory-wise preference optimisation).
 
@@ -79,55 +81,23 @@ def tpo(
     Configuration: config/train/tpo_tiny.yaml for a policy below 0.5 GB, else the paper's values.
     """
     from grape_bringup.rollouts import check_policy
+    from grape_trainer.train_tpo import train_tpo
     from grape_trainer.training_config import TpoConfig
 
     check_policy(policy, adapter)
-    settings = _settings(TpoConfig, config or default_tpo_config(policy), seed)
+    settings = load_settings(TpoConfig, config or tiny_config(policy, 'tpo'), seed)
     with ProgressBar('tpo') as bar:
-        result = train_adapter(settings, policy, pairs, out, adapter, bar, resume)
-    line = f'{out}: adapter {result.adapter_id}, {result.steps} steps on {result.pairs} pairs'
-    console.print(line)
-    if result.stopped:
-        console.print(f'stopped early: {result.stopped}', soft_wrap=True)
-
-
-def train_adapter(
-    settings: object,
-    policy: Path,
-    pairs: Path,
-    out: Path,
-    adapter: Path | None,
-    bar: ProgressBar,
-    resume: bool = True,
-) -> object:
-    """Run `train_tpo`; keep beside the adapter which initial states it has seen.
-
-    An adapter that was trained further keeps the action statistics of the one it came from.
-
-    Raises:
-        Interrupted: Ctrl-C; the checkpoint is kept.
-
-    """
-    from grape_policy_node.openvla.folder import STATISTICS
-    from grape_trainer.evaluation import training_states, write_training_states
-    from grape_trainer.scoring.preference import read_pairs
-    from grape_trainer.train_tpo import train_tpo
-
-    result = train_tpo(settings, policy, pairs, out, adapter, bar.training, resume)
+        result = train_tpo(settings, policy, pairs, out, adapter, bar.training, resume)
     stop_if(result.interrupted)
-    states = {(pair.task, pair.init_state) for pair in read_pairs(pairs).pairs}
-    write_training_states(out, states | training_states(adapter))
-    if adapter is not None and (adapter / STATISTICS).is_file():
-        shutil.copyfile(adapter / STATISTICS, out / STATISTICS)
-    return result
+    say_trained(out, result, 'pairs')
 
 
-def default_tpo_config(policy: Path) -> Path | None:
-    """Return the tiny policy's configuration for a tiny policy, else None: the paper's values."""
+def tiny_config(policy: Path, kind: str) -> Path | None:
+    """Return config/train/KIND_tiny.yaml for a tiny policy, else None: the paper's values."""
     from grape_bringup.ros_environment import config_file
 
     size = sum(file.stat().st_size for file in policy.glob('*.safetensors'))
-    return config_file('train/tpo_tiny.yaml') if size < TINY_BYTES else None
+    return config_file(f'train/{kind}_tiny.yaml') if size < TINY_BYTES else None
 
 
 def stop_if(interrupted: bool) -> None:
@@ -136,6 +106,16 @@ def stop_if(interrupted: bool) -> None:
         raise Interrupted
 
 
-def _settings(kind: type, config: Path | None, seed: int | None) -> object:
+def say_trained(out: Path, result: object, examples: str) -> None:
+    """Print what a run on whole trials gave; `examples` names what it counts."""
+    console.print(
+        f'{out}: adapter {result.adapter_id}, {result.steps} steps on {result.examples} {examples}'
+    )
+    if result.stopped:
+        console.print(f'stopped early: {result.stopped}', soft_wrap=True)
+
+
+def load_settings(kind: type, config: Path | None, seed: int | None) -> object:
+    """Return a configuration from a file, or the defaults; a seed given here wins."""
     overrides = {} if seed is None else {'seed': seed}
     return kind.from_dict(overrides) if config is None else kind.load(config, overrides)

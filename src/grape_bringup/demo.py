@@ -7,7 +7,7 @@ from pathlib import Path
 from grape_bringup.cli_console import console
 from grape_bringup.iterate import run_experiment
 from grape_bringup.ros_environment import config_file
-from grape_trainer.iteration import IterateConfig
+from grape_trainer.iteration_config import IterateConfig
 
 
 def run_demo(fast: bool = False, workers: int | None = None, out: Path | None = None) -> Path:

@@ -10,17 +10,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from grape_bringup.graph_client import GraphClient
-from grape_bringup.node_process import NodeProcess, NodeSpec
+from grape_bringup.graph_setup import EpisodeRequest, EpisodeResult, GraphSetup, node_specs
+from grape_bringup.node_process import NodeProcess
 from grape_bringup.ros_environment import claim_domain_id, ros_environment
 from grape_episode.contract import load_contract
 from grape_episode.outcome import Outcome
-from grape_policy_node.remote.options import RemoteOptions
 
 START_TIMEOUT_S = 120.0
 BUILD_S = 90.0  # a simulator is built well within it
@@ -42,67 +42,27 @@ class _BrokenError(Exception):
     """A node died or fell silent during an episode."""
 
 
-@dataclass(frozen=True)
-class GraphSetup:
-    """What all episodes of a run have in common.
-
-    Neither policy nor remote: the scripted expert acts, and no policy node is started.
-    dump_tensors: folder for the pixel tensors that a local policy sees, '' for none.
-    """
-
-    policy: Path | None = None
-    unnorm_key: str = ''
-    contract: str = 'libero'
-    rendering: str = 'auto'
-    step_timeout_s: float = 30.0
-    dump_tensors: str = ''
-    remote: RemoteOptions | None = None  # of a policy on a server, instead of `policy`
-
-    @property
-    def has_policy(self) -> bool:
-        """Say whether a policy acts, and not the expert."""
-        return self.policy is not None or self.remote is not None
-
-
-@dataclass(frozen=True)
-class EpisodeRequest:
-    """The goal of RunEpisode; see action/RunEpisode.action."""
-
-    episode_id: str
-    task: str
-    init_state: int
-    seed: int
-    temperature: float = 0.0
-    max_steps: int = 0
-    controller: str = 'policy'
-    expert_attempt: int = 0
-    action_noise: float = 0.0
-    instruction: str = ''
-
-
-@dataclass(frozen=True)
-class EpisodeResult:
-    """How an episode ended; bag is None where none was closed."""
-
-    outcome: Outcome
-    steps: int
-    bag: Path | None
-    detail: str
-
-
 class Graph:
     """Nodes that play one episode after the other; a context manager."""
 
-    def __init__(self, setup: GraphSetup, bags: Path, logs: Path) -> None:
+    def __init__(
+        self,
+        setup: GraphSetup,
+        bags: Path,
+        logs: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepare; the nodes are started by the first episode, or by `start`.
 
         Args:
-            setup: of the nodes.
+            setup: of the nodes; its policy is every node's own or on a server.
             bags: where the recorder writes; `record_to` changes it.
             logs: folder for the nodes' logs and parameters.
+            environment: more variables of the nodes, such as a server's token.
 
         """
         self.setup = setup
+        self._environment = dict(environment or {})
         self._bags = bags.resolve()
         self._logs = logs.resolve()
         self._adapter: Path | None = None  # that should act
@@ -133,7 +93,8 @@ class Graph:
             GraphError: a node ended or is not ready in time.
 
         """
-        missing = [s for s in self._specs() if s.name not in self._processes]
+        specs = node_specs(self.setup, self._bags, self._adapter)
+        missing = [spec for spec in specs if spec.name not in self._processes]
         if not missing:
             return
         if self._client is None:
@@ -141,7 +102,7 @@ class Graph:
             self._domain = self._stack.enter_context(claim_domain_id())
             self._client = GraphClient(self._domain, self._contract)
             self._stack.callback(self._client.close)
-        environment = {**os.environ, **ros_environment(self._domain)}
+        environment = {**os.environ, **ros_environment(self._domain), **self._environment}
         for spec in missing:
             self._processes[spec.name] = NodeProcess(spec, environment, self._logs)
             if spec.name == 'policy_node':
@@ -222,41 +183,6 @@ class Graph:
                 self.stop()
                 log.error('%s: %s', request.episode_id, error)
                 return EpisodeResult(Outcome.ERROR, 0, bag, str(error))
-
-    def _specs(self) -> list[NodeSpec]:
-        setup = self.setup
-        participants = ['policy', 'recorder'] if setup.has_policy else ['recorder']
-        specs = [
-            NodeSpec(
-                'bridge_node',
-                'sim_bridge.bridge_node',
-                {
-                    'contract': setup.contract,
-                    'rendering': setup.rendering,
-                    'participants': participants,
-                    'step_timeout_s': setup.step_timeout_s,
-                },
-            ),
-            NodeSpec(
-                'recorder_node',
-                'grape_episode.recorder_node',
-                {'output_dir': str(self._bags), 'contract': setup.contract},
-            ),
-        ]
-        if setup.has_policy:
-            parameters = {
-                'adapter': str(self._adapter or ''),
-                'unnorm_key': setup.unnorm_key,
-                'contract': setup.contract,
-                'dump_tensors': setup.dump_tensors,
-                'autostart': True,
-            }
-            if setup.remote is None:
-                parameters |= {'policy': str(setup.policy.resolve()), 'torch_threads': 1}
-            else:
-                parameters |= {'backend': 'remote', **setup.remote.parameters()}
-            specs.append(NodeSpec('policy_node', 'grape_policy_node.policy_node', parameters))
-        return specs
 
     def _wait_until_ready(self, cancel: threading.Event | None) -> None:
         client, deadline = self._client, time.monotonic() + START_TIMEOUT_S

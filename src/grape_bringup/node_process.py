@@ -18,6 +18,7 @@ STOP_SIGNALS = (
     (signal.SIGTERM, 3.0),
     (signal.SIGKILL, 5.0),
 )
+KILLED_S = 30.0  # until the system has taken a killed process away, on a busy machine
 TAIL_LINES = 8
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """What to run: `python -m module` with these ROS parameters."""
+    """What to run: `python -m module` with these ROS parameters, or with plain arguments."""
 
     name: str
     module: str
     parameters: dict[str, object] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()  # instead of parameters
 
 
 class NodeProcess:
@@ -41,16 +43,14 @@ class NodeProcess:
         Args:
             spec: module and parameters.
             environment: the whole environment of the process.
-            folder: for NAME.yaml (its parameters) and NAME.log (appended to).
+            folder: for NAME.yaml (its parameters, if any) and NAME.log (appended to).
 
         """
         self.spec = spec
         folder.mkdir(parents=True, exist_ok=True)
-        parameters = folder / f'{spec.name}.yaml'
-        parameters.write_text(yaml.safe_dump({'/**': {'ros__parameters': spec.parameters}}))
         self.log_path = folder / f'{spec.name}.log'
         command = [sys.executable, '-m', 'grape_bringup.child', str(os.getpid()), spec.module]
-        command += ['--ros-args', '--params-file', str(parameters)]
+        command += spec.arguments or _ros_arguments(spec, folder)
         with self.log_path.open('ab') as output:
             self._log_start = output.tell()
             self._popen = subprocess.Popen(
@@ -107,10 +107,16 @@ class NodeProcess:
             except subprocess.TimeoutExpired:
                 log.warning('%s did not end %.0f s after %s', self.spec.name, wait_s, number.name)
         self._signal(signal.SIGKILL)  # children that outlived it
-        return self._popen.wait(5.0)
+        return self._popen.wait(KILLED_S)
 
     def _signal(self, number: signal.Signals) -> None:
         try:
             os.killpg(self._popen.pid, number)
         except ProcessLookupError:
             log.debug('%s has ended', self.spec.name)
+
+
+def _ros_arguments(spec: NodeSpec, folder: Path) -> list[str]:
+    parameters = folder / f'{spec.name}.yaml'
+    parameters.write_text(yaml.safe_dump({'/**': {'ros__parameters': spec.parameters}}))
+    return ['--ros-args', '--params-file', str(parameters)]

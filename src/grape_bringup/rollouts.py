@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from grape_bringup.pool import OnRecord, Pool
 from grape_bringup.remote_policy import RemotePolicy
 from grape_episode.contract import load_contract
 from grape_episode.outcome import Outcome
+from grape_episode.task_name import SEPARATOR
 from grape_episode.version import code_version
 from grape_policy_node.remote.options import is_url
 from grape_trainer.evaluation import (
@@ -45,7 +47,7 @@ def episode_seed(run_seed: int, task: str, init_state: int, trial: int) -> int:
 
 def episode_name(run_seed: int, task: str, init_state: int, trial: int) -> str:
     """Return the episode's id, which is also its bag's folder name."""
-    return f'{task.replace("/", "_")}-i{init_state:02d}-t{trial}-s{run_seed}'
+    return f'{re.sub("[/:,=]", "_", task)}-i{init_state:02d}-t{trial}-s{run_seed}'
 
 
 def trial_requests(
@@ -123,11 +125,14 @@ def _by_cell(requests: Sequence[EpisodeRequest]) -> dict[tuple[str, int], list[E
     return cells
 
 
-def check_cells(tasks: Sequence[str], init_states: Sequence[int]) -> list[tuple[str, int]]:
-    """Return every (task, initial state), with the suites' own names.
+def check_cells(
+    tasks: Sequence[str], init_states: Sequence[int], perturb: Sequence[str] = ()
+) -> list[tuple[str, int]]:
+    """Return every (task, initial state), with the suites' own names and the perturbations'.
 
     Raises:
         UnknownTaskError: no such task; the text lists the choices.
+        PerturbationError: no such perturbation, likewise.
         RolloutError: no such initial state.
 
     """
@@ -136,7 +141,7 @@ def check_cells(tasks: Sequence[str], init_states: Sequence[int]) -> list[tuple[
     cells = []
     for task in tasks:
         with contextlib.redirect_stdout(io.StringIO()):  # LIBERO prints
-            found = load_task(task)
+            found = load_task(SEPARATOR.join([task, *perturb]))
         beyond = [state for state in init_states if state >= len(found.init_states)]
         if beyond:
             raise RolloutError(
@@ -176,8 +181,12 @@ def played_by(
     rendering: str,
     policy: Path | RemotePolicy | None = None,
     adapter: Path | None = None,
+    device: str = 'cpu',
 ) -> dict[str, object]:
-    """Return what an episode is a function of, beside its request; kept in the manifest."""
+    """Return what an episode is a function of, beside its request; kept in the manifest.
+
+    The device changes a number's last bits; a shared engine and Ray change nothing else.
+    """
     text = json.dumps(load_contract(contract).to_dict(), sort_keys=True)
     about: dict[str, object] = {
         'contract_sha256': hashlib.sha256(text.encode()).hexdigest(),
@@ -192,6 +201,8 @@ def played_by(
 
         about['policy_sha256'] = folder_sha256(policy)
         about['adapter_id'] = BASE if adapter is None else adapter_id(adapter)
+        if device != 'cpu':
+            about['device'] = device.partition(':')[0]
     return about
 
 

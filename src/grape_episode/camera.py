@@ -7,7 +7,9 @@ negative focal length (LIBERO's pictures are upside down, which no turn of the c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +55,38 @@ class CameraGeometry:
     def position_m(self) -> np.ndarray:
         """Return the optical centre (3,) in the base frame."""
         return self.base_from_camera[:3, 3]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `from_dict` takes back."""
+        return {
+            'intrinsics': self.intrinsics.tolist(),
+            'base_from_camera': self.base_from_camera.tolist(),
+            'height': self.height,
+            'width': self.width,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CameraGeometry:
+        """Check plain data.
+
+        Raises:
+            CameraError: keys or numbers that are missing or of another form.
+
+        """
+        try:
+            return cls(
+                np.array(data['intrinsics'], np.float64),
+                np.array(data['base_from_camera'], np.float64),
+                int(data['height']),
+                int(data['width']),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, CameraError):
+                raise
+            raise CameraError(
+                f'the camera is {str(data)[:120]} ({error!r}); expected intrinsics (3 x 3), '
+                'base_from_camera (4 x 4), height and width.'
+            ) from error
 
     def turned(self, rotate_deg: int) -> CameraGeometry:
         """Return the camera of the same pictures turned by 0 or 180 degrees."""

@@ -63,7 +63,7 @@ def rgbd_of(episode: Episode, camera: str | None = None) -> RgbdEpisode:
         )
     if camera not in episode.images:
         episode = read_episode(episode.path)
-    messages = _messages(episode.path, spec.depth)
+    messages = _messages(episode.path, spec.depth.topic, *_camera_topics(spec.depth))
     images = episode.images[camera]
     depths_m = _depths(episode, spec, messages[spec.depth.topic])
     geometry = _geometry(episode.path, contract, spec.depth, messages)
@@ -82,10 +82,49 @@ def rgbd_of(episode: Episode, camera: str | None = None) -> RgbdEpisode:
     )
 
 
-def _messages(path: Path, depth: DepthSpec) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {
-        name: [] for name in (depth.topic, depth.camera_info, depth.camera_pose)
-    }
+def recorded_camera(episode: Episode, camera: str | None = None) -> CameraGeometry | None:
+    """Return the geometry of a camera's pictures, turned as the contract turns them.
+
+    It stands in what the environment said at START ('cameras', under the camera's name, as
+    `CameraGeometry.to_dict` of the pictures as they are published), or in the topics that belong
+    to depth; None where it was recorded in neither.
+
+    Args:
+        episode: as it was read from a bag.
+        camera: name in the contract; None: the policy's camera.
+
+    Raises:
+        BagError: a geometry that cannot be used.
+
+    """
+    contract = episode.contract
+    camera = camera or contract.policy_camera
+    spec = contract.cameras[camera]
+    cameras = episode.info.environment.get('cameras') or {}
+    try:
+        if camera in cameras:
+            found = CameraGeometry.from_dict(cameras[camera])
+        elif spec.depth is not None:
+            messages = _messages(episode.path, *_camera_topics(spec.depth))
+            found = _geometry(episode.path, contract, spec.depth, messages)
+        else:
+            return None
+        if (found.height, found.width) != (spec.height, spec.width):
+            raise CameraError(
+                f'its geometry is of {found.width} x {found.height} px; expected the '
+                f"contract's {spec.width} x {spec.height}."
+            )
+        return found.turned(spec.transform.rotate_deg)
+    except CameraError as error:
+        raise BagError(f"'{episode.path}', camera '{camera}': {error}") from error
+
+
+def _camera_topics(depth: DepthSpec) -> tuple[str, str]:
+    return depth.camera_info, depth.camera_pose
+
+
+def _messages(path: Path, *topics: str) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {name: [] for name in topics}
     store = get_typestore(Stores.ROS2_KILTED)
     with open_bag(path) as reader:
         chosen = [c for c in reader.connections if c.topic in found]
@@ -131,7 +170,7 @@ def _depths(episode: Episode, spec: CameraSpec, messages: list[Any]) -> np.ndarr
 def _geometry(
     path: Path, contract: Contract, depth: DepthSpec, messages: dict[str, list[Any]]
 ) -> CameraGeometry:
-    for topic in (depth.camera_info, depth.camera_pose):
+    for topic in _camera_topics(depth):
         if not messages[topic]:
             raise BagError(
                 f"'{path}': topic {topic} has no message; depth cannot be lifted without. Publish "

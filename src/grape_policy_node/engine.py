@@ -63,6 +63,21 @@ class Prediction:
     action: np.ndarray
 
 
+@dataclass(frozen=True)
+class ScoredSteps:
+    """Recorded steps under the policy as it is, differentiable; all float32.
+
+    Attributes:
+        log_probs: (T, 7) of the recorded tokens, full vocabulary, temperature 1.
+        entropy: (T, 7) nats, of each token's distribution.
+        hidden: (T, text_dim), the final hidden state that predicts the first action token.
+    """
+
+    log_probs: torch.Tensor
+    entropy: torch.Tensor
+    hidden: torch.Tensor
+
+
 class Engine:
     """A policy ready to act and to score."""
 
@@ -297,6 +312,27 @@ class Engine:
             log_probs = F.log_softmax(logits.float(), dim=-1)
             parts.append(log_probs.gather(2, ids[..., None])[..., 0])
         return torch.cat(parts) if parts else torch.zeros(0, ACTION_DIMS)
+
+    def score_steps(
+        self, pixel_values: torch.Tensor, instruction: str, token_ids: torch.Tensor
+    ) -> ScoredSteps:
+        """Like :meth:`trajectory_log_probs` in one pass, with what RL needs beside them.
+
+        Args:
+            pixel_values: (T, 6, S, S), steps of any trials of one instruction.
+            instruction: theirs.
+            token_ids: (T, 7), as sampled and recorded.
+        """
+        device = self.model.device
+        ids = token_ids.to(device)
+        prompt = self._prompt((instruction,))[0].to(device).expand(len(ids), -1)
+        hidden = self.model.action_hidden(pixel_values.to(device), prompt, ids)
+        log_probs = F.log_softmax(self.model.language_model.lm_head(hidden).float(), dim=-1)
+        return ScoredSteps(
+            log_probs=log_probs.gather(2, ids[..., None])[..., 0],
+            entropy=-(log_probs.exp() * log_probs).sum(-1),
+            hidden=hidden[:, 0].float(),
+        )
 
     def describe(self) -> dict[str, object]:
         """What a recording says about the policy (EpisodeEvent READY's config_json)."""

@@ -57,6 +57,33 @@ class BagPair:
     chosen: Path
     rejected: Path
 
+    @property
+    def bags(self) -> dict[str, Path]:
+        """The bags by their role."""
+        return {'chosen': self.chosen, 'rejected': self.rejected}
+
+    def fingerprint(self, hashes: Sequence[str]) -> str:
+        """Return what is learned from bags of these hashes."""
+        return ' '.join(hashes)
+
+
+@dataclass(frozen=True)
+class LabelledBag:
+    """A bag and whether its trial is desirable; `name` is how errors call it."""
+
+    name: str
+    bag: Path
+    desirable: bool
+
+    @property
+    def bags(self) -> dict[str, Path]:
+        """The bag by its role."""
+        return {'trial': self.bag}
+
+    def fingerprint(self, hashes: Sequence[str]) -> str:
+        """Return what is learned from bags of these hashes."""
+        return ' '.join((*hashes, 'desirable' if self.desirable else 'undesirable'))
+
 
 class TrialStore:
     """Reads trials on demand and keeps the latest in memory up to a limit."""
@@ -142,18 +169,18 @@ def read_pairs(path: Path | str) -> list[BagPair]:
             "bags back beside it, or make it again with 'grape pair'."
         )
     for bag in dict.fromkeys(bag for pair in pairs for bag in (pair.chosen, pair.rejected)):
-        _require_likelihoods(bag)
+        require_likelihoods(bag)
     return pairs
 
 
-def _require_likelihoods(bag: Path) -> None:
+def require_likelihoods(bag: Path) -> None:
     """Refuse, before any model is loaded, a trial whose policy says that it gives none."""
     policy = read_info(bag).policy
     if policy.get('has_log_probs') is False:
         raise DataError(
             f"'{bag}' was played by {policy.get('policy')}, which gives no log-probabilities "
-            f'({policy.get("protocol")}). TPO compares the likelihoods of what was sampled: '
-            "pair trials of an OpenVLA policy ('grape collect --policy DIR', or a 'grape serve' "
+            f'({policy.get("protocol")}). The likelihoods of what was sampled are compared: '
+            "take trials of an OpenVLA policy ('grape collect --policy DIR', or a 'grape serve' "
             'server).'
         )
 

@@ -16,14 +16,19 @@ import torch
 
 from grape_episode.bag import find_bags, read_episode, read_info
 from grape_episode.contract import Contract
+from grape_episode.episode import Episode
 from grape_episode.label import effective_outcome
 from grape_episode.outcome import Outcome
 from grape_trainer.dataset import DataError, policy_actions, resize_images
 from grape_trainer.learner import generator_for
 
-# A step is a no-op below this norm of the six pose dimensions, if the gripper command stands
-# still too (LIBERO's regenerated data of OpenVLA, regenerate_libero_dataset.py).
+# A step is a no-op below this norm of the six pose dimensions in policy units (OpenVLA's
+# regenerated LIBERO data, regenerate_libero_dataset.py) ...
 LIBERO_NOOP_NORM = 1e-4
+# ... or below both norms of the commanded motion (RL4VLA, arXiv 2505.19789, at 5 Hz), where the
+# gripper command stands still too.
+RL4VLA_NOOP_TRANSLATION_M = 0.01
+RL4VLA_NOOP_ROTATION_RAD = 0.06
 ACTION_MASK = (True, True, True, True, True, True, False)
 
 log = logging.getLogger(__name__)
@@ -93,7 +98,7 @@ def load_demonstrations(
     Args:
         bags: episodes to read.
         image_size: S, the model's.
-        noop_filter: 'none' or 'libero'.
+        noop_filter: 'none', 'libero' or 'rl4vla'; see `noops`.
         on_bag: called with the number of bags read so far.
 
     """
@@ -102,7 +107,7 @@ def load_demonstrations(
     for number, bag in enumerate(bags):
         episode = read_episode(bag)
         action = policy_actions(episode)
-        keep = np.ones(len(action), bool) if noop_filter == 'none' else ~noops(action)
+        keep = ~noops(episode, noop_filter)
         index = instructions.setdefault(episode.info.instruction, len(instructions))
         images.append(resize_images(episode.policy_images()[keep], image_size))
         actions.append(action[keep])
@@ -141,25 +146,44 @@ def common_contract(bags: Sequence[Path]) -> Contract:
     return Contract.from_dict(first, str(bags[0]))
 
 
-def noops(actions: np.ndarray) -> np.ndarray:
-    """Mark steps that do nothing, LIBERO's rule.
+def noops(episode: Episode, rule: str) -> np.ndarray:
+    """Mark the steps of an episode that do nothing.
 
     Args:
-        actions: (T, 7) of one episode, policy units.
+        episode: T recorded steps.
+        rule: 'libero', on normalised actions; 'rl4vla', on the metric motion that was commanded
+            (PolicyStep's delta, after the safety gate); 'none'.
 
     Returns:
-        (T,) True where the pose part is below 1e-4 and the gripper command is that of the last
-        kept step (of the first step: any).
+        (T,) True where the pose stands still by the rule and the gripper command is that of the
+        last kept step (of the first step: any).
+
+    Raises:
+        DataError: no such rule.
 
     """
-    marked = np.zeros(len(actions), bool)
-    gripper = None
-    for step, action in enumerate(actions):
-        still = np.linalg.norm(action[:6]) < LIBERO_NOOP_NORM
-        if still and (gripper is None or action[6] == gripper):
-            marked[step] = True
-        else:
-            gripper = action[6]
+    actions = policy_actions(episode)
+    if rule == 'none':
+        return np.zeros(len(actions), bool)
+    if rule == 'libero':
+        still = np.linalg.norm(actions[:, :6], axis=1) < LIBERO_NOOP_NORM
+    elif rule == 'rl4vla':
+        moved_m = np.linalg.norm(episode.translation_m, axis=1)
+        turned_rad = np.linalg.norm(episode.rotation_rotvec_rad, axis=1)
+        still = (moved_m < RL4VLA_NOOP_TRANSLATION_M) & (turned_rad < RL4VLA_NOOP_ROTATION_RAD)
+    else:
+        raise DataError(f"The no-op rule is '{rule}'; expected none, libero or rl4vla.")
+    return without_gripper_changes(still, actions[:, 6])
+
+
+def without_gripper_changes(still: np.ndarray, gripper: np.ndarray) -> np.ndarray:
+    """Return (T,) `still` but for steps whose gripper command is not the last kept step's."""
+    marked = np.zeros(len(still), bool)
+    last_kept = None
+    for step, (stands, command) in enumerate(zip(still, gripper, strict=True)):
+        marked[step] = stands and (last_kept is None or command == last_kept)
+        if not marked[step]:
+            last_kept = command
     return marked
 
 

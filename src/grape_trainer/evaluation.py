@@ -19,6 +19,7 @@ from pathlib import Path
 from grape_episode.bag import read_episode
 from grape_episode.label import effective_outcome
 from grape_episode.outcome import Outcome
+from grape_episode.task_name import base_task
 from grape_trainer.scoring.stage_definition import declared_roles
 
 CONTINUOUS_GRASP_S = 1.0
@@ -238,7 +239,7 @@ def parse_init_states(text: str) -> tuple[int, ...]:
 def assert_disjoint(
     train: Iterable[tuple[str, int]], evaluation: Iterable[tuple[str, int]]
 ) -> None:
-    """Refuse an evaluation on initial states that training has seen.
+    """Refuse an evaluation on initial states that training has seen, perturbed or not.
 
     Args:
         train: (task, init_state) of the training episodes.
@@ -248,7 +249,8 @@ def assert_disjoint(
         InitStateError: names the shared cells.
 
     """
-    shared = sorted(set(train) & set(evaluation))
+    seen = {(base_task(task), state) for task, state in train}
+    shared = sorted({cell for cell in evaluation if (base_task(cell[0]), cell[1]) in seen})
     if shared:
         cells = ', '.join(f'{task} state {state}' for task, state in shared[:8])
         more = f' and {len(shared) - 8} more' if len(shared) > 8 else ''

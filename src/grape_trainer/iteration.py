@@ -2,9 +2,10 @@
 
     base/evaluate, then for k = 1..K: round_k/{collect, score, pair, train, evaluate}
 
-How a phase is done is injected; this file knows their order, their folders and which of them are
-complete (state.json). The policy that collects in round k acts with the adapter of round k - 1,
-which is also where round k's training starts and its reference.
+The method that trains is TPO, or one that it is compared with; only pairwise ones have a phase
+`pair`. How a phase is done is injected; this file knows their order, their folders and which of
+them are complete (state.json). The policy that collects in round k acts with the adapter of round
+k - 1, which is also where round k's training starts and its reference.
 """
 
 from __future__ import annotations
@@ -12,133 +13,75 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import yaml
 
-from grape_trainer.evaluation import assert_disjoint, parse_init_states
+from grape_trainer.iteration_config import IterateConfig, IterationError
 
 STATE = 'state.json'
 CONFIG = 'config.yaml'
 # They do not change what a run gives, so a run may go on with others.
 FREE_TO_CHANGE = ('out', 'workers')
 
+Phase = Callable[[str, Callable[[], None]], None]
+
 log = logging.getLogger(__name__)
 
 
-class IterationError(ValueError):
-    """A configuration or run folder that cannot be used; the text says what to do."""
+@dataclass(frozen=True)
+class RoundFolder:
+    """Where a round's files are."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class IterateConfig:
-    """`grape iterate --config FILE`. Initial states are given as '0-4,7'.
-
-    trials, m, temperature: N_t, top and bottom m, and the sampling temperature of collection (the
-    paper: 5 trials, m = 2 in its released code). tpo: YAML of TpoConfig. workers 0: as many
-    as the machine carries. max_steps 0: the suites' official limits.
-    """
-
-    policy: str
-    tasks: tuple[str, ...]
-    train_init_states: str
-    eval_init_states: str
-    out: str
-    rounds: int = 1
-    trials: int = 5
-    temperature: float = 1.0
-    m: int = 2
-    min_margin: float = 0.0
-    objective: str = 'completion'
-    tpo: str = 'config/train/tpo_tiny.yaml'
-    seed: int = 0
-    workers: int = 0
-    contract: str = ''  # name or file; empty: the one beside the policy
-    rendering: str = 'auto'
-    unnorm_key: str = ''
-    max_steps: int = 0
-    step_timeout_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges, and that nothing is evaluated that was trained on."""
-        for name, low in (('rounds', 1), ('trials', 2), ('m', 1), ('seed', 0), ('workers', 0)):
-            if vars(self)[name] < low:
-                raise IterationError(f'{name} is {vars(self)[name]}; expected {low} or more.')
-        if not self.temperature > 0:
-            raise IterationError(
-                f'temperature is {self.temperature}; expected above 0: greedy trials are equal.'
-            )
-        if not self.tasks:
-            raise IterationError("tasks is empty; expected names such as 'libero_object/0'.")
-        assert_disjoint(self.train_cells, self.eval_cells)
+    path: Path
+    number: int  # from 1
+    method: str
+    bags: Path
 
     @property
-    def train_cells(self) -> list[tuple[str, int]]:
-        """(task, initial state) to collect trials of."""
-        return [(t, s) for t in self.tasks for s in parse_init_states(self.train_init_states)]
+    def scores(self) -> Path:
+        """The score table."""
+        return self.path / 'scores.csv'
 
     @property
-    def eval_cells(self) -> list[tuple[str, int]]:
-        """(task, initial state) to evaluate on."""
-        return [(t, s) for t in self.tasks for s in parse_init_states(self.eval_init_states)]
+    def pairs(self) -> Path:
+        """The pairs, of a pairwise method."""
+        return self.path / 'pairs.json'
 
-    def to_dict(self) -> dict[str, object]:
-        """Return the resolved values, ready for YAML."""
-        return vars(self) | {'tasks': list(self.tasks)}
-
-    @classmethod
-    def load(cls, path: Path | str, **overrides: object) -> IterateConfig:
-        """Read a YAML file; `overrides` win over it.
-
-        Raises:
-            IterationError: no such file, an unknown key, a missing one, a wrong type or range.
-
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise IterationError(f"There is no configuration file '{path}'.")
-        try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise IterationError(f"'{path}' is not valid YAML: {error}") from error
-        if not isinstance(content, dict):
-            raise IterationError(f"'{path}' holds {type(content).__name__}; expected key: value.")
-        content |= overrides
-        kinds = {entry.name: str(entry.type) for entry in fields(cls)}
-        unknown = sorted(set(content) - set(kinds))
-        if unknown:
-            raise IterationError(
-                f"'{path}' has the unknown keys {', '.join(unknown)}; it may have: "
-                f'{", ".join(kinds)}.'
-            )
-        values = {name: _typed(name, v, kinds[name], path) for name, v in content.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise IterationError(f"'{path}': {error}") from error
+    @property
+    def adapter(self) -> Path:
+        """What the round trains."""
+        return self.path / self.method
 
 
 class Steps(Protocol):
     """How each phase is done. Each goes on where an earlier call on the same paths was stopped."""
 
-    def evaluate(self, folder: Path, out_json: Path, adapter: Path | None) -> None:
-        """Play the held-out initial states greedily; bags into the folder."""
+    def evaluate(
+        self,
+        cells: Sequence[tuple[str, int]],
+        folder: Path,
+        out_json: Path,
+        adapter: Path | None,
+    ) -> None:
+        """Play held-out cells greedily; bags into the folder."""
 
-    def collect(self, folder: Path, adapter: Path | None, round_number: int) -> None:
-        """Sample trials of the training initial states; bags into the folder."""
+    def collect(self, round_: RoundFolder, adapter: Path | None) -> None:
+        """Sample trials of the round's initial states."""
 
-    def score(self, bags: Path, out_csv: Path) -> None:
-        """Score the bags."""
+    def score(self, round_: RoundFolder) -> None:
+        """Score the trials."""
 
-    def pair(self, scores: Path, out_json: Path) -> None:
+    def pair(self, round_: RoundFolder) -> None:
         """Rank and pair the scored trials."""
 
-    def train(self, pairs: Path, out: Path, adapter: Path | None) -> None:
-        """Train an adapter into `out`, from `adapter` on (None: from the base policy)."""
+    def train(self, round_: RoundFolder, adapter: Path | None) -> None:
+        """Train an adapter, from `adapter` on (None: from the base policy)."""
 
 
 @dataclass
@@ -172,15 +115,21 @@ class RunState:
         """Say whether a phase is complete."""
         return 'ended_at' in self.phases.get(phase, {})
 
-    def begin(self, phase: str) -> None:
-        """Note that a phase begins, or goes on."""
-        self.phases[phase] = {'started_at': _now()}
-        self.write()
-
-    def end(self, phase: str) -> None:
-        """Note that a phase is complete."""
-        self.phases[phase]['ended_at'] = _now()
-        self.write()
+    def phase(
+        self,
+        name: str,
+        action: Callable[[], None],
+        on_phase: Callable[[str, bool], None] = lambda name, done: None,
+    ) -> None:
+        """Do a phase, unless it is complete; an exception leaves it incomplete."""
+        done = self.is_done(name)
+        on_phase(name, done)
+        if not done:
+            self.phases[name] = {'started_at': _now()}
+            self.write()
+            action()
+            self.phases[name]['ended_at'] = _now()
+            self.write()
 
     def write(self) -> None:
         """Write the file by renaming over the old one."""
@@ -212,42 +161,66 @@ def run_iterations(
 
     """
     state = RunState.open(run, config)
-
-    def phase(name: str, action: Callable[[], None]) -> None:
-        done = state.is_done(name)
-        on_phase(name, done)
-        if not done:
-            state.begin(name)
-            action()
-            state.end(name)
-
-    base = run / 'base'
+    phase = partial(state.phase, on_phase=on_phase)
+    base = (Path(config.shared) if config.shared else run) / 'base'
+    evaluate_policy(phase, steps, config, run / 'base', base, None)
     adapter: Path | None = None
-    phase('base/evaluate', lambda: steps.evaluate(base / 'bags', base / 'eval.json', None))
     for number in range(1, config.rounds + 1):
-        adapter = _round(phase, steps, run / f'round_{number}', number, adapter)
+        round_ = round_folder(config, run, number)
+        _learn(phase, steps, config, round_, adapter)
+        adapter, folder = round_.adapter, round_.path
+        evaluate_policy(phase, steps, config, folder, folder, adapter, number == config.rounds)
     return adapter
 
 
-def _round(
-    phase: Callable[[str, Callable[[], None]], None],
+def round_folder(config: IterateConfig, run: Path, number: int) -> RoundFolder:
+    """Return where the files of round 1, 2, ... are; every method's first trials are the same."""
+    folder = run / f'round_{number}'
+    is_shared = config.shared and number == 1
+    bags = Path(config.shared) / f'trials_s{config.seed}' if is_shared else folder / 'bags'
+    return RoundFolder(folder, number, config.method, bags)
+
+
+def _learn(
+    phase: Phase,
     steps: Steps,
-    folder: Path,
-    number: int,
+    config: IterateConfig,
+    round_: RoundFolder,
     adapter: Path | None,
-) -> Path:
-    """Do one iteration; return its adapter."""
-    name, bags, trained = folder.name, folder / 'bags', folder / 'tpo'
-    scores, pairs = folder / 'scores.csv', folder / 'pairs.json'
-    phase(f'{name}/collect', lambda: steps.collect(bags, adapter, number))
-    phase(f'{name}/score', lambda: steps.score(bags, scores))
-    phase(f'{name}/pair', lambda: steps.pair(scores, pairs))
-    phase(f'{name}/train', lambda: steps.train(pairs, trained, adapter))
+) -> None:
+    """Do one iteration up to its adapter."""
+    name = round_.path.name
+    phase(f'{name}/collect', lambda: steps.collect(round_, adapter))
+    phase(f'{name}/score', lambda: steps.score(round_))
+    if config.pairs_trials:
+        phase(f'{name}/pair', lambda: steps.pair(round_))
+    phase(f'{name}/train', lambda: steps.train(round_, adapter))
+
+
+def evaluate_policy(
+    phase: Phase,
+    steps: Steps,
+    config: IterateConfig,
+    folder: Path,
+    bags: Path,
+    adapter: Path | None,
+    last: bool = True,
+) -> None:
+    """Evaluate one policy: statistics into `folder`, bags below `bags`."""
+    name = folder.name
+    own = 'eval_bags' if adapter else 'bags'
     phase(
         f'{name}/evaluate',
-        lambda: steps.evaluate(folder / 'eval_bags', folder / 'eval.json', trained),
+        lambda: steps.evaluate(config.eval_cells, bags / own, folder / 'eval.json', adapter),
     )
-    return trained
+    for which, more in config.evaluations.items():
+        if not (last or more.every_round):
+            continue
+        out = folder / f'eval_{which}.json'
+        phase(
+            f'{name}/evaluate_{which}',
+            partial(steps.evaluate, more.cells, bags / f'eval_{which}_bags', out, adapter),
+        )
 
 
 def _require_same(run: Path, found: Mapping[str, object], now: Mapping[str, object]) -> None:
@@ -262,22 +235,6 @@ def _require_same(run: Path, found: Mapping[str, object], now: Mapping[str, obje
             f"'{run}' holds a run with another configuration ({changes}). Use another `out`, or "
             'delete that folder to start anew.'
         )
-
-
-def _typed(name: str, value: object, kind: str, path: Path) -> object:
-    """Check a YAML value against the field's type."""
-    if kind.startswith('tuple'):
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise IterationError(f"'{path}': {name} is {value!r}; expected a list of names.")
-        return tuple(value)
-    if kind == 'str' and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # one initial state
-    if kind == 'float' and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    right = {'str': str, 'int': int, 'float': float}[kind]
-    if not isinstance(value, right) or isinstance(value, bool):
-        raise IterationError(f"'{path}': {name} is {value!r}; expected {kind}.")
-    return value
 
 
 def _now() -> str:

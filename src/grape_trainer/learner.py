@@ -1,10 +1,11 @@
 """The training loop that every objective shares.
 
 An objective's command gives the trained parameters and a function `take_step(step)` that leaves
-the gradient of ONE optimiser step in `.grad`; accumulation over micro-batches happens there, with
-weights that make it equal to the large batch. The learner zeroes, clips, checks, steps, logs
-and saves. All randomness is a function of (seed, purpose, step or epoch): see `generator_for`;
-that is why a run resumed after a kill equals an unbroken one bit for bit on the CPU.
+the gradient of ONE optimiser step in `.grad`, or this process's share of it; accumulation over
+micro-batches happens there, with weights that make it equal to the large batch. The learner
+zeroes, adds up over processes, clips, checks, steps, logs and saves. All randomness is a function
+of (seed, purpose, step or epoch): see `generator_for`; that is why a run resumed after a kill
+equals an unbroken one bit for bit on the CPU.
 """
 
 from __future__ import annotations
@@ -88,8 +89,17 @@ class Learner:
         run: RunFolder,
         total_steps: int,
         progress: ProgressCallback | None = None,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> None:
         """Take up the run folder's checkpoint if it has one.
+
+        Args:
+            config: optimiser and schedule.
+            parameters: what is trained, by name.
+            run: where the checkpoints and curves go.
+            total_steps: of the whole run.
+            progress: called after every step.
+            lr_factors: of the parameters whose learning rate is not the configuration's.
 
         Raises:
             TrainingError: no trained parameter.
@@ -105,10 +115,15 @@ class Learner:
         self._run = run
         self._progress = progress or (lambda _: None)
         self._interrupted = False
+        groups = _by_lr_factor(self._parameters, lr_factors or {})
+        self._lr_factors = list(groups)
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=config.lr, weight_decay=config.weight_decay
+            [{'params': group} for group in groups.values()],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
         )
-        state = load_state(run.path, run.identity)
+        self._ranks = run.ranks
+        state = self._ranks.from_first(lambda: load_state(run.path, run.identity))
         if state is not None:
             restore_parameters(self._parameters, state.parameters)
             self._optimizer.load_state_dict(state.optimizer)
@@ -125,7 +140,8 @@ class Learner:
         """Run the remaining optimiser steps.
 
         Args:
-            take_step: computes the gradient of step number i (0-based) into `.grad`.
+            take_step: computes the gradient of step number i (0-based) into `.grad`; with several
+                processes its share of that, and the same metrics in all.
             after_step: called with the number of applied steps; its metrics (validation) are
                 logged in that step's line.
 
@@ -141,7 +157,7 @@ class Learner:
         with self._watch_sigint():
             try:
                 while self.step < self.total_steps and stopped is None:
-                    self.pause_point()
+                    self._leave_if_interrupted()
                     result, metrics = self._one_step(take_step)
                     stopped = result.stop
                     if stopped is None:
@@ -159,12 +175,17 @@ class Learner:
         return FitResult(self.step, self.total_steps, not done, stopped, metrics)
 
     def pause_point(self) -> None:
-        """Leave the loop here if Ctrl-C came; a partly accumulated gradient is dropped."""
-        if self._interrupted:
+        """Leave the loop here if Ctrl-C came; a partly accumulated gradient is dropped.
+
+        Several processes leave together, before their next step.
+        """
+        if self._interrupted and self._ranks.count == 1:
             raise TrainingInterrupted
 
     def save(self) -> None:
         """Write the checkpoint of the applied steps."""
+        if not self._ranks.first:
+            return
         state = TrainingState(
             step=self.step,
             identity=self._run.identity,
@@ -181,6 +202,7 @@ class Learner:
         started = time.monotonic()
         self._optimizer.zero_grad(set_to_none=True)
         result = take_step(self.step)
+        self._ranks.sum_gradients(self._parameters.values())
         metrics = dict(result.metrics)
         loss = metrics.get('loss', 0.0)
         if not math.isfinite(loss):
@@ -193,12 +215,16 @@ class Learner:
             limit = self.config.max_grad_norm
             if limit > 0 and norm > limit:
                 _scale_gradients(self._parameters.values(), limit / (norm + 1e-6))
-            for group in self._optimizer.param_groups:
-                group['lr'] = lr
+            for group, factor in zip(self._optimizer.param_groups, self._lr_factors, strict=True):
+                group['lr'] = lr * factor
             self._optimizer.step()
             self.step += 1
         metrics |= {'grad_norm': norm, 'lr': lr, 'step_s': time.monotonic() - started}
         return result, metrics
+
+    def _leave_if_interrupted(self) -> None:
+        if self._ranks.any(self._interrupted):
+            raise TrainingInterrupted
 
     @contextmanager
     def _watch_sigint(self) -> Iterator[None]:
@@ -210,7 +236,9 @@ class Learner:
 
         def pause(*_: object) -> None:
             self._interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # A launcher and the terminal may each pass on the same Ctrl-C.
+            if self._ranks.count == 1:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             log.warning('interrupted: writing the checkpoint (again to stop at once)')
 
         signal.signal(signal.SIGINT, pause)
@@ -248,6 +276,15 @@ def generator_for(seed: int, purpose: str, index: int) -> torch.Generator:
     """Return the generator of one purpose ('order', 'augment', ...) at one epoch or step."""
     digest = hashlib.sha256(f'{seed}/{purpose}/{index}'.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], 'big'))
+
+
+def _by_lr_factor(
+    parameters: Mapping[str, torch.nn.Parameter], lr_factors: Mapping[str, float]
+) -> dict[float, list[torch.nn.Parameter]]:
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(lr_factors.get(name, 1.0), []).append(parameter)
+    return groups
 
 
 @torch.no_grad()

@@ -8,16 +8,15 @@ a run is an error.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from grape_trainer.report_media import Film, MediaError, film
+from grape_trainer.report_page import inline, page_environment
 from grape_trainer.report_plots import (
     TERM_LABELS,
     curves_plot,
@@ -25,7 +24,7 @@ from grape_trainer.report_plots import (
     success_plot,
     terms_plot,
 )
-from grape_trainer.report_reading import percent, term_spread, verdicts
+from grape_trainer.report_reading import term_spread, verdicts
 from grape_trainer.report_run import Note, Run, Trial, config_value, find_bag, read_run
 from grape_trainer.scoring.objective import Objective, ObjectiveError, load_objective
 
@@ -33,8 +32,6 @@ REPORT_NAME = 'report.html'
 # A page with more rows than this is slow to open; all of them are in scores.csv.
 MAX_TRIAL_ROWS = 2000
 MAX_PAIR_ROWS = 500
-
-_TEMPLATES = Path(__file__).with_name('templates')
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +75,7 @@ def build_report(run_dir: Path | str) -> Path:
     curves = curves_plot(run.rounds)
     terms = terms_plot(trials)
     page = (
-        _environment()
+        page_environment()
         .get_template('report.html.j2')
         .render(
             run=run,
@@ -86,9 +83,9 @@ def build_report(run_dir: Path | str) -> Path:
             made_at=datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
             notes=notes,
             verdicts=verdicts(run.evaluations),
-            success_svg=_safe(success_plot(run.evaluations) if run.evaluations else None),
-            terms_svg=_safe(terms),
-            curves_svg=_safe(curves),
+            success_svg=inline(success_plot(run.evaluations) if run.evaluations else None),
+            terms_svg=inline(terms),
+            curves_svg=inline(curves),
             trials=trials,
             trial_rows=[(r.number, t) for r in run.rounds for t in r.trials][:MAX_TRIAL_ROWS],
             trial_count=len(trials),
@@ -112,18 +109,6 @@ def build_report(run_dir: Path | str) -> Path:
     return path
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {'number': _number, 'percent': percent, 'duration': _duration}
-    return environment
-
-
 def _shown_trials(run: Run) -> tuple[list[ShownTrial], list[Note]]:
     """Return films of a success and of a failure, best of one pair, and what went wrong."""
     shown, notes = [], []
@@ -142,7 +127,7 @@ def _shown_trials(run: Run) -> tuple[list[ShownTrial], list[Note]]:
                 continue
             svg = None
             if found.distances is not None:
-                svg = _safe(distances_plot(found.distances, f'{outcome}: {found.episode_id}'))
+                svg = inline(distances_plot(found.distances, f'{outcome}: {found.episode_id}'))
             shown.append(ShownTrial(f'A {outcome}', found, svg))
             break
         else:
@@ -182,6 +167,8 @@ def _objective(run: Run) -> Objective | None:
         log.warning('the stages of the trials are not shown: %s', error)
         return None
     scored = objective.with_lambdas(row.lambda_self, row.lambda_ext, row.lambda_success)
+    if scored.program is not None and scored.template is not None:
+        return scored  # its own hash leaves the program out; the stages are the template's
     if scored.config_sha256 != row.config_sha256:
         log.warning("objective '%s' has changed since the trials were scored", row.objective)
         return None
@@ -211,30 +198,3 @@ def _facts(run: Run, trials: Iterable[Trial]) -> list[Fact]:
 
 def _distinct(values: Iterable[object]) -> list[str]:
     return [str(value) for value in dict.fromkeys(values) if value not in (None, '')]
-
-
-def _safe(svg: str | None) -> Markup | None:
-    # report_plots escapes every text that it puts into an SVG.
-    return None if svg is None else Markup(svg)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """Return significant digits, without an exponent where a person would write none."""
-    if value is None:
-        return '\N{EN DASH}'
-    if value == 0:
-        return '0'
-    if not 1e-4 <= abs(value) < 1e6:
-        text = f'{value:.{digits - 1}e}'
-    else:
-        text = f'{value:.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}'
-    return text.replace('-', '\N{MINUS SIGN}')
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return '\N{EN DASH}'
-    if seconds < 60:
-        return f'{seconds:.1f} s'
-    minutes, rest = divmod(round(seconds), 60)
-    return f'{minutes} min {rest} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'

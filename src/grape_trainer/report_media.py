@@ -94,9 +94,9 @@ def film(bag: Path, objective: Objective | None) -> Film:
         duration_s=duration_s,
         gif_uri=_data_uri('image/gif', gif),
         gif_speed=speed,
-        still_uri=_jpeg(images[-1], GIF_WIDTH_PX),
+        still_uri=jpeg_uri(images[-1], GIF_WIDTH_PX),
         frames=tuple(
-            Frame(_jpeg(images[t], SHEET_WIDTH_PX), t, t / rate_hz, _stage_at(distances, t))
+            Frame(jpeg_uri(images[t], SHEET_WIDTH_PX), t, t / rate_hz, _stage_at(distances, t))
             for t in spread_indices(len(images), SHEET_FRAMES)
         ),
         distances=distances,
@@ -107,6 +107,13 @@ def film(bag: Path, objective: Objective | None) -> Film:
 def spread_indices(length: int, count: int) -> list[int]:
     """Return at most `count` of 0..length-1, evenly spread, the first and the last among them."""
     return sorted({round(i) for i in np.linspace(0, length - 1, min(count, length))})
+
+
+def jpeg_uri(image: np.ndarray, width_px: int) -> str:
+    """Return (H, W, 3) uint8 RGB as a JPEG data URI, not wider than that."""
+    buffer = io.BytesIO()
+    _resized(image, width_px).save(buffer, 'JPEG', quality=85)
+    return _data_uri('image/jpeg', buffer.getvalue())
 
 
 def _distances(episode: Episode, objective: Objective | None) -> tuple[StageDistances | None, str]:
@@ -151,12 +158,6 @@ def _gif(images: np.ndarray, duration_s: float) -> tuple[bytes, float]:
         optimize=False,
     )
     return buffer.getvalue(), duration_s / (each_ms * len(shown) / 1000)
-
-
-def _jpeg(image: np.ndarray, width_px: int) -> str:
-    buffer = io.BytesIO()
-    _resized(image, width_px).save(buffer, 'JPEG', quality=85)
-    return _data_uri('image/jpeg', buffer.getvalue())
 
 
 def _resized(image: np.ndarray, width_px: int) -> Image.Image:

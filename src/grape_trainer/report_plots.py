@@ -1,35 +1,19 @@
-"""The plots of a run's report, as SVG to be put inside an HTML page.
-
-Text and axes take the page's text colour (`currentColor`), so a plot reads in light and in dark.
-Outcomes differ in marker and in colour; the colours are Okabe and Ito's, which people with a
-colour vision deficiency tell apart.
-"""
+"""The plots of a run's report, as SVG to be put inside an HTML page (report_figure.py)."""
 
 from __future__ import annotations
 
-import hashlib
-import html
-import io
-import re
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from grape_trainer.evaluation import EvaluationSummary
 from grape_trainer.report_distances import StageDistances
+from grape_trainer.report_figure import INK, OUTCOME_COLOURS, STYLE, inline_svg, make_panels
 from grape_trainer.report_reading import percent
 from grape_trainer.report_run import Evaluation, Round, Trial
 
-OUTCOME_COLOURS = {
-    'success': '#009E73',
-    'failure': '#D55E00',
-    'error': '#CC79A7',
-    'interrupted': '#888888',
-}
 OUTCOME_MARKERS = {'success': 'o', 'failure': 'X', 'error': 's', 'interrupted': 'D'}
 SERIES_COLOURS = ('#8a94a6', '#0072B2', '#E69F00', '#56B4E9', '#CC79A7', '#009E73')
 STAGE_COLOURS = ('#0072B2', '#E69F00', '#CC79A7')
@@ -58,40 +42,13 @@ CURVES = (
     ),
 )
 
-# Replaced by the page's own colour in the SVG; no series may use it.
-_INK = '#010203'
-_STYLE = {
-    'svg.fonttype': 'none',
-    'svg.hashsalt': 'grape',
-    'font.family': 'sans-serif',
-    'font.size': 9.5,
-    'axes.titlesize': 10,
-    'axes.titleweight': 'bold',
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.grid': True,
-    'axes.axisbelow': True,
-    'grid.color': '#9aa3b2',
-    'grid.alpha': 0.3,
-    'grid.linewidth': 0.6,
-    'legend.frameon': False,
-    'savefig.facecolor': 'none',
-    'figure.facecolor': 'none',
-    'axes.facecolor': 'none',
-    'text.color': _INK,
-    'axes.edgecolor': _INK,
-    'axes.labelcolor': _INK,
-    'xtick.color': _INK,
-    'ytick.color': _INK,
-}
-
 
 def success_plot(evaluations: Sequence[Evaluation]) -> str:
     """Return bars of the success rates with 95 % Wilson intervals, overall and per task."""
     tasks = sorted({task for e in evaluations for task in e.tasks})
     groups = ['all tasks', *tasks] if len(tasks) > 1 else tasks or ['all tasks']
-    with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _panels(1, 1, max(5.5, 1.7 * len(groups) + 1.5), 3.3)
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = make_panels(1, 1, max(5.5, 1.7 * len(groups) + 1.5), 3.3)
         width = 0.8 / len(evaluations)
         for i, evaluation in enumerate(evaluations):
             offset = (i - (len(evaluations) - 1) / 2) * width
@@ -109,7 +66,7 @@ def success_plot(evaluations: Sequence[Evaluation]) -> str:
         axes.set_ylabel('success')
         axes.grid(axis='x', visible=False)
         figure.legend(loc='outside lower center', ncols=min(len(evaluations), 5))
-        return _inline_svg(
+        return inline_svg(
             figure,
             'Success rates with 95 % Wilson intervals: '
             + '; '.join(f'{e.label}: {e.summary}' for e in evaluations),
@@ -127,8 +84,8 @@ def terms_plot(trials: Sequence[Trial]) -> str | None:
     scored = {t.row.outcome for t in trials if any(vars(t.row)[n] is not None for n in names)}
     outcomes = [outcome for outcome in OUTCOME_COLOURS if outcome in scored]
     generator = np.random.default_rng(0)
-    with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(1, len(names), 1.95 * len(names) + 0.4, 2.9)
+    with matplotlib.rc_context(STYLE):
+        figure, panels = make_panels(1, len(names), 1.95 * len(names) + 0.4, 2.9)
         for axes, name in zip(panels, names, strict=True):
             for i, outcome in enumerate(outcomes):
                 values = [vars(t.row)[name] for t in trials if t.row.outcome == outcome]
@@ -143,12 +100,12 @@ def terms_plot(trials: Sequence[Trial]) -> str | None:
                     linewidths=0,
                 )
                 if len(values):
-                    axes.hlines(np.median(values), i - 0.32, i + 0.32, color=_INK, linewidth=1.5)
+                    axes.hlines(np.median(values), i - 0.32, i + 0.32, color=INK, linewidth=1.5)
             axes.set_title(TERM_LABELS[name])
             axes.set_xticks(range(len(outcomes)), outcomes)
             axes.set_xlim(-0.6, len(outcomes) - 0.4)
             axes.grid(axis='x', visible=False)
-        return _inline_svg(
+        return inline_svg(
             figure,
             f'Strip plots of {", ".join(TERM_LABELS[n] for n in names)} of {len(trials)} trials '
             'by outcome; a bar is the median. The numbers are in the table of trials.',
@@ -162,8 +119,8 @@ def curves_plot(rounds: Sequence[Round]) -> str | None:
     if not panels:
         return None
     rows, columns = -(-len(panels) // 2), min(len(panels), 2)
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _panels(rows, columns, 4.6 * columns, 2.6 * rows, shown=len(panels))
+    with matplotlib.rc_context(STYLE):
+        figure, grid = make_panels(rows, columns, 4.6 * columns, 2.6 * rows, shown=len(panels))
         for axes, (title, series) in zip(grid, panels, strict=False):
             for i, r in enumerate(rounds):
                 for name, line, label in series:
@@ -173,7 +130,7 @@ def curves_plot(rounds: Sequence[Round]) -> str | None:
             axes.xaxis.get_major_locator().set_params(integer=True)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8)
-        return _inline_svg(
+        return inline_svg(
             figure,
             f'TPO training curves against the optimiser step: {", ".join(t for t, _ in panels)}.',
         )
@@ -181,8 +138,8 @@ def curves_plot(rounds: Sequence[Round]) -> str | None:
 
 def distances_plot(distances: StageDistances, title: str) -> str:
     """Return a trial's distances over time; each is drawn bold in the stage that costs it."""
-    with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _panels(1, 1, 4.5, 3.2)
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = make_panels(1, 1, 4.5, 3.2)
         for colour, line in zip(STAGE_COLOURS, distances.lines, strict=False):
             axes.plot(distances.time_s, line.distance_m, color=colour, alpha=0.3, linewidth=1.1)
             label = f'{line.stage}: {line.label}'
@@ -200,7 +157,7 @@ def distances_plot(distances: StageDistances, title: str) -> str:
         axes.set_title(title)
         figure.legend(fontsize=8, loc='outside lower center')
         reached = ', '.join(line.stage for line in distances.lines if line.states is not None)
-        return _inline_svg(figure, f'{title}: distances over time. Stages reached: {reached}.')
+        return inline_svg(figure, f'{title}: distances over time. Stages reached: {reached}.')
 
 
 def _rates(
@@ -214,7 +171,7 @@ def _rates(
         low, high = part.success - part.wilson_low, part.wilson_high - part.success
         # A rate of 0 or 1 differs from the interval's end by rounding.
         ends = np.clip([[low], [high]], 0, None)
-        axes.errorbar(x, part.success, ends, fmt='none', ecolor=_INK, elinewidth=1.3, capsize=4)
+        axes.errorbar(x, part.success, ends, fmt='none', ecolor=INK, elinewidth=1.3, capsize=4)
         axes.annotate(
             f'{percent(part.success)}\nn {part.n}',
             (x, part.wilson_high),
@@ -234,28 +191,3 @@ def _curve(
     words = ' '.join(word for word in (f'round {r.number}' if name_round else '', label) if word)
     marker = '.' if len(points) <= 40 else None
     axes.plot(*zip(*points, strict=True), line, marker=marker, color=colour, label=words or None)
-
-
-def _panels(
-    rows: int, columns: int, width_in: float, height_in: float, shown: int | None = None
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure with rows x columns axes, the ones after `shown` left blank."""
-    figure = Figure(figsize=(width_in, height_in), layout='constrained')
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for blank in axes[len(axes) if shown is None else shown :]:
-        blank.set_visible(False)
-    return figure, axes
-
-
-def _inline_svg(figure: Figure, alt: str) -> str:
-    """Return the figure as an <svg> element with a text alternative and ids of its own."""
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={'Date': None, 'Creator': None})
-    text = buffer.getvalue()
-    text = text[text.index('<svg') :].replace(_INK, 'currentColor')
-    # Several SVGs share the page's ids.
-    prefix = 'g' + hashlib.sha256(text.encode()).hexdigest()[:8]
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'(url\(#|href="#)', rf'\1{prefix}-', text)
-    label = html.escape(alt, quote=True)
-    return text.replace('<svg', f'<svg role="img" aria-label="{label}" class="plot"', 1)

@@ -1,7 +1,7 @@
 """What a run folder of `grape iterate` holds, read for the report: whatever is there.
 
     config.yaml  state.json  base/eval.json  (or round_0/eval.json)
-    round_<k>/   scores.csv  pairs.json  tpo/metrics.jsonl  eval.json  bags/
+    round_<k>/   scores.csv  pairs.json  <method>/metrics.jsonl  eval.json  bags/
 
 A file that is missing or broken gives a note that names it and the command that writes it, so
 that a run that was interrupted, or whose steps a person did by hand, has a page too.
@@ -19,6 +19,7 @@ import yaml
 
 from grape_episode.outcome import Outcome
 from grape_trainer.evaluation import EpisodeResult, EvaluationSummary
+from grape_trainer.iteration_config import METHODS, PAIRED
 from grape_trainer.scoring.preference import PairingError, PairSet, read_pairs
 from grape_trainer.scoring.score_table import ScoreRow, ScoreTableError, read_scores
 
@@ -195,7 +196,7 @@ def _round_folders(root: Path) -> list[tuple[int, Path]]:
 
 
 def _is_trained(path: Path) -> bool:
-    return any((path / name).exists() for name in ('scores.csv', 'pairs.json', 'tpo', 'bags'))
+    return any((path / name).exists() for name in ('scores.csv', 'pairs.json', 'bags', *METHODS))
 
 
 def _phases(reader: _Reader, path: Path) -> tuple[Phase, ...]:
@@ -225,12 +226,13 @@ def _phase(name: str, entry: Mapping[str, object]) -> Phase:
 
 
 def _round(reader: _Reader, number: int, path: Path) -> Round:
+    trained = next((path / name for name in METHODS if (path / name).is_dir()), path / METHODS[0])
     return Round(
         number=number,
         path=path,
         trials=_trials(reader, path / 'scores.csv'),
-        pairs=_pairs(reader, path / 'pairs.json'),
-        metrics=_metrics(reader, path / 'tpo' / 'metrics.jsonl'),
+        pairs=_pairs(reader, path / 'pairs.json') if trained.name in PAIRED else None,
+        metrics=_metrics(reader, trained / 'metrics.jsonl'),
     )
 
 
@@ -260,7 +262,7 @@ def _pairs(reader: _Reader, path: Path) -> PairSet | None:
 
 
 def _metrics(reader: _Reader, path: Path) -> tuple[dict[str, float], ...]:
-    text = reader.text(path, 'the training curves', "'grape train tpo' writes them.")
+    text = reader.text(path, 'the training curves', "'grape train' writes them.")
     lines = [] if text is None else text.splitlines()
     metrics = []
     for number, line in enumerate(lines, start=1):

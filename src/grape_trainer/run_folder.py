@@ -3,7 +3,7 @@
 config.yaml      resolved configuration
 run.json         kind, identity (config, data hash, policy, adapter), code version, versions
 metrics.jsonl    one line an optimiser step, {"step": ..., "<metric>": ...}
-tensorboard/     the same numbers
+tensorboard/     the same numbers; `wandb: PROJECT` sends them to Weights & Biases too
 checkpoint.pt    training state (checkpointing.py)
 result.json      written last: the run is complete
 """
@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from grape_trainer.checkpointing import CHECKPOINT_NAME, require_same_identity
+from grape_trainer.curves import Curves, require_wandb
+from grape_trainer.distributed import ALONE, Ranks
 from grape_trainer.training_config import LearnerConfig
 
 METRICS_NAME = 'metrics.jsonl'
@@ -31,7 +32,10 @@ RESULT_NAME = 'result.json'
 
 
 class RunFolder:
-    """Writes the files of one run; a context manager, so that the curves are flushed."""
+    """Writes the files of one run; a context manager, so that the curves are flushed.
+
+    Of several processes the first alone reads and writes; all make the same calls.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class RunFolder:
         config: LearnerConfig,
         identity: Mapping[str, object],
         resume: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Create or re-open the folder.
 
@@ -49,16 +54,22 @@ class RunFolder:
             config: resolved configuration.
             identity: what the result is a function of, beside the configuration.
             resume: False forgets an earlier run's checkpoint, metrics and result.
+            ranks: the processes of the run.
+
+        Raises:
+            ConfigError: wandb is asked for and not installed.
 
         """
+        require_wandb(config.wandb)
         self.path = Path(path)
         self.identity = {**_identity_of(config), **identity, 'kind': kind}
         self.path.mkdir(parents=True, exist_ok=True)
-        if not resume:
+        self.ranks = ranks
+        if not resume and ranks.first:
             for name in (CHECKPOINT_NAME, METRICS_NAME, RESULT_NAME):
                 (self.path / name).unlink(missing_ok=True)
         self._metrics = self.path / METRICS_NAME
-        self._board: SummaryWriter | None = None
+        self._curves: Curves | None = None
         self._kind = kind
         self._config = config
 
@@ -72,15 +83,12 @@ class RunFolder:
 
     def finished(self) -> dict[str, object] | None:
         """Return the result of a complete run with the same identity, else None."""
-        path = self.path / RESULT_NAME
-        if not path.is_file():
-            return None
-        content = json.loads(path.read_text())
-        require_same_identity(path, content['identity'], self.identity)
-        return content['result']
+        return self.ranks.from_first(self._finished)
 
     def begin(self) -> None:
         """Write config.yaml and run.json."""
+        if not self.ranks.first:
+            return
         text = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
         (self.path / 'config.yaml').write_text(text)
         about = {
@@ -91,20 +99,22 @@ class RunFolder:
             'started_at': datetime.now(UTC).isoformat(timespec='seconds'),
             'torch': torch.__version__,
             'torch_threads': torch.get_num_threads(),
+            'processes': self.ranks.count,
             'machine': platform.machine(),
         }
         write_json(self.path / 'run.json', about)
 
     def open_metrics(self, step: int, metrics_bytes: int) -> None:
         """Cut metrics.jsonl and the curves back to a checkpoint's position."""
+        if not self.ranks.first:
+            return
         self._metrics.touch()
         os.truncate(self._metrics, min(metrics_bytes, self._metrics.stat().st_size))
-        self._board = SummaryWriter(self.path / 'tensorboard', purge_step=step)
+        self._curves = Curves(self.path, step, self._config.wandb, self.identity)
 
     def last_metrics(self) -> dict[str, float]:
         """Return the last line of metrics.jsonl without its step; empty before the first."""
-        lines = read_metrics(self.path)[-1:] if self._metrics.exists() else []
-        return {name: value for line in lines for name, value in line.items() if name != 'step'}
+        return self.ranks.from_first(self._last_metrics)
 
     @property
     def metrics_bytes(self) -> int:
@@ -112,22 +122,37 @@ class RunFolder:
         return self._metrics.stat().st_size if self._metrics.exists() else 0
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line, and the same to TensorBoard."""
+        """Append one line, and the same to the curves."""
+        if not self.ranks.first:
+            return
         with self._metrics.open('a') as stream:
             stream.write(json.dumps({'step': step, **metrics}) + '\n')
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+        if self._curves is not None:
+            self._curves.add(step, metrics)
 
     def finish(self, result: Mapping[str, object]) -> None:
         """Mark the run complete."""
-        write_json(self.path / RESULT_NAME, {'identity': self.identity, 'result': dict(result)})
+        if self.ranks.first:
+            content = {'identity': self.identity, 'result': dict(result)}
+            write_json(self.path / RESULT_NAME, content)
 
     def close(self) -> None:
-        """Flush and close the TensorBoard file."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        """Flush and close the curves."""
+        if self._curves is not None:
+            self._curves.close()
+            self._curves = None
+
+    def _finished(self) -> dict[str, object] | None:
+        path = self.path / RESULT_NAME
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text())
+        require_same_identity(path, content['identity'], self.identity)
+        return content['result']
+
+    def _last_metrics(self) -> dict[str, float]:
+        lines = read_metrics(self.path)[-1:] if self._metrics.exists() else []
+        return {name: value for line in lines for name, value in line.items() if name != 'step'}
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -161,6 +186,10 @@ def _installed_version() -> str:
 
 
 def _identity_of(config: LearnerConfig) -> dict[str, object]:
-    # How often to save, what to cache and how many threads do not shape the result by intent.
-    aside = {'checkpoint_every', 'torch_threads', 'pixel_cache_gib', 'device'}
+    # How often to save, what to cache, where to draw, how many threads and processes, and what to
+    # keep for the backward pass do not shape the result by intent.
+    aside = {
+        'checkpoint_every', 'torch_threads', 'pixel_cache_gib', 'device', 'reference_cache',
+        'wandb', 'parallel', 'gradient_checkpointing',
+    }  # fmt: skip
     return {f'config.{k}': v for k, v in config.to_dict().items() if k not in aside}

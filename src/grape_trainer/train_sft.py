@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -39,7 +40,9 @@ from grape_trainer.demonstrations import (
     load_demonstrations,
     successful_bags,
 )
+from grape_trainer.distributed import join_ranks
 from grape_trainer.evaluation import training_states, write_training_states
+from grape_trainer.large_model import fit_into_memory
 from grape_trainer.learner import (
     FitResult,
     Learner,
@@ -113,6 +116,7 @@ def train_sft(
         raise ConfigError('trainable is lora, but the model is fresh: give an init policy.')
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
+    ranks = join_ranks(config)
     out_dir = Path(out_dir)
     good = successful_bags([Path(bag) for bag in bags])
     contract = common_contract(good)
@@ -124,7 +128,7 @@ def train_sft(
         'data': data_hash([bag_sha256(bag) for bag in good]),
         'model': folder_sha256(init_policy) if init_policy else _file_sha256(architecture),
     }
-    with RunFolder(out_dir, 'sft', config, identity, resume) as run:
+    with RunFolder(out_dir, 'sft', config, identity, resume, ranks) as run:
         done = run.finished()
         if done is not None:
             log.info('%s is complete already', out_dir)
@@ -152,7 +156,7 @@ def train_sft(
         trainer = _SftRun(config, checkpoint, demos, held, run, contract, states)
         fit = trainer.fit(progress)
         result = SftResult(
-            policy=None if fit.interrupted else trainer.save(out_dir),
+            policy=None if fit.interrupted else ranks.from_first(lambda: trainer.save(out_dir)),
             unnorm_key=config.unnorm_key,
             episodes=len(training),
             held_out_episodes=len(held_out),
@@ -191,6 +195,7 @@ class _SftRun:
         if config.trainable == 'lora':
             self._engine.adapters.new(TRAINED, config.seed, config.lora_rank, config.lora_alpha)
         self._model = checkpoint.model
+        fit_into_memory(self._model, config, run.ranks)
 
     def fit(self, progress: ProgressCallback | None) -> FitResult:
         """Train to the end or to Ctrl-C."""
@@ -217,28 +222,40 @@ class _SftRun:
         config, data = self._config, self._data
         rows = batch_indices(config, step, len(data))
         generator = generator_for(config.seed, 'augment', step)
+        images = augment(
+            data.images[rows].to(self._model.device),
+            config.shift_px,
+            config.brightness,
+            config.contrast,
+            generator,
+        )
+        place = {row: index for index, row in enumerate(rows)}
         metrics: dict[str, float] = defaultdict(float)
-        for group in data.groups(rows, config.micro_batch_size):
+        for group, weight in self._micro_batches(data, rows, config.micro_batch_size):
             learner.pause_point()
-            images = augment(
-                data.images[group].to(self._model.device),
-                config.shift_px,
-                config.brightness,
-                config.contrast,
-                generator,
-            )
-            share = len(group) / len(rows)
-            loss, measured = self._loss(data, group, images)
-            (loss * share).backward()
+            loss, measured = self._loss(data, group, images[[place[row] for row in group]])
+            (loss * weight).backward()
             for name, value in measured.items():
-                metrics[name] += value * share
+                metrics[name] += value * weight
         names = tuple(dict.fromkeys(data.names[row] for row in rows))
-        return StepResult(dict(metrics), names)
+        return StepResult(self._run.ranks.sum_metrics(metrics), names)
+
+    def _micro_batches(
+        self, data: TokenData, rows: Sequence[int], limit: int
+    ) -> list[tuple[list[int], float]]:
+        """Return this process's micro-batches, each with its share of all rows."""
+        ranks = self._run.ranks
+        limit = min(limit, math.ceil(len(rows) / ranks.count))
+        return [
+            (group, weight * len(group) / len(rows))
+            for group, weight in ranks.share(data.groups(rows, limit))
+        ]
 
     def _after_step(self, done: int, total: int) -> Mapping[str, float]:
         config = self._config
         if config.snapshot_every and done % config.snapshot_every == 0:
-            self.save(self._run.path / f'step-{done:06d}')
+            folder = self._run.path / f'step-{done:06d}'
+            self._run.ranks.from_first(lambda: self.save(folder))
         if self._held is None or not (done % config.validate_every == 0 or done == total):
             return {}
         return {f'validation/{name}': value for name, value in self._validate().items()}
@@ -246,11 +263,12 @@ class _SftRun:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         metrics: dict[str, float] = defaultdict(float)
-        for group in self._held.groups(range(len(self._held)), VALIDATION_BATCH):
+        rows = range(len(self._held))
+        for group, weight in self._micro_batches(self._held, rows, VALIDATION_BATCH):
             _, measured = self._loss(self._held, group, self._held.images[group])
             for name, value in measured.items():
-                metrics[name] += value * len(group) / len(self._held)
-        return dict(metrics)
+                metrics[name] += value * weight
+        return self._run.ranks.sum_metrics(metrics)
 
     def _loss(
         self, data: TokenData, rows: Sequence[int], images: torch.Tensor

@@ -32,8 +32,9 @@ from grape_episode.bag import BagError, find_bags
 from grape_episode.contract import load_contract
 from grape_episode.ros_qos import qos_profile
 from grape_policy_node.adapters import BASE, adapter_id
-from grape_trainer.scoring.objective import load_objective
+from grape_trainer.scoring.objective import Objective, load_scored_objective
 from grape_trainer.scoring.preference import PairSettings, make_pairs, write_pairs
+from grape_trainer.scoring.score_setup import prepare
 from grape_trainer.scoring.score_table import ScoreRow, read_scores
 from grape_trainer.scoring.scorer import score_bags
 from grape_trainer.train_tpo import train_tpo
@@ -53,7 +54,14 @@ class TrainerConfig:
         policy: checkpoint folder; without it `~/update` is refused.
         adapter: that acts when the node starts; empty: the base.
         contract: name in config/contract/ or path.
-        objective: name in config/objective/ or path.
+        objective: name in config/objective/ or path; empty: completion, or with costs or stages
+            generated.
+        costs: a cost program, approved; empty: the objective's.
+        stages: a proposal of stages; empty: the objective's.
+        allow_unapproved: score with costs that nobody approved.
+        keypoints: scene, clicks or perceived; empty: the objective's.
+        clicks: of clicks; a file or a folder.
+        numbers: of perceived; a file or a folder.
         tpo: YAML of TpoConfig; empty: the paper's values.
         m: the best m trials of an initial state against the worst m.
 
@@ -64,7 +72,13 @@ class TrainerConfig:
     policy: str = ''
     adapter: str = ''
     contract: str = 'libero'
-    objective: str = 'completion'
+    objective: str = ''
+    costs: str = ''
+    stages: str = ''
+    allow_unapproved: bool = False
+    keypoints: str = ''
+    clicks: str = ''
+    numbers: str = ''
     tpo: str = ''
     m: int = 2
 
@@ -83,7 +97,7 @@ class TrainerNode(Node):
         defaults = {n: f.default for n, f in TrainerConfig.__dataclass_fields__.items()}
         values = {n: self.declare_parameter(n, value).value for n, value in defaults.items()}
         self.config = TrainerConfig(**values)
-        self._objective = load_objective(self.config.objective)
+        self._setup = prepare(_objective(self.config))
         self._tpo = TpoConfig.load(self.config.tpo) if self.config.tpo else TpoConfig()
         self._out = Path(self.config.out_dir)
         self._adapter = Path(self.config.adapter) if self.config.adapter else None
@@ -145,7 +159,7 @@ class TrainerNode(Node):
 
     def _score_all(self) -> tuple[ScoreRow, ...]:
         bags = find_bags(self.config.bags_dir)
-        return score_bags(bags, self._objective, self._out / 'scores.csv').rows
+        return score_bags(bags, self._setup, self._out / 'scores.csv').rows
 
     def _update(self) -> None:
         """Pair, train, switch; tell the result whatever it is."""
@@ -215,6 +229,19 @@ class TrainerNode(Node):
         self._diagnostics.publish(array)
 
 
+def _objective(config: TrainerConfig) -> Objective:
+    """Return what to score for."""
+    costs, stages = (Path(name) if name else None for name in (config.costs, config.stages))
+    objective = load_scored_objective(
+        config.objective, costs, stages, allow_unapproved=config.allow_unapproved
+    )
+    if config.keypoints:
+        objective = objective.with_keypoints(
+            source=config.keypoints, clicks=config.clicks or None, numbers=config.numbers or None
+        )
+    return objective
+
+
 def _plain(row: ScoreRow) -> dict[str, object]:
     return asdict(row) | {'bag': str(row.bag)}
 
@@ -224,7 +251,7 @@ def main() -> None:
     rclpy.init()
     try:
         node = TrainerNode()
-    except (ValueError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         rclpy.logging.get_logger('trainer_node').error(str(error))
         rclpy.try_shutdown()
         sys.exit(1)

@@ -13,11 +13,15 @@ from typing import Self
 
 import yaml
 
+from grape_trainer.objective.dpo import DpoOptions
+from grape_trainer.objective.kto import KtoOptions
 from grape_trainer.objective.tpo import TpoOptions
 
 SCHEDULES = ('constant', 'cosine')
+PARALLEL = ('ddp', 'fsdp')
 TRAINABLE = ('all', 'lora')
-NOOP_FILTERS = ('none', 'libero')
+NOOP_FILTERS = ('none', 'libero', 'rl4vla')
+DESIRABLE = ('success', 'median', 'threshold')
 
 
 class ConfigError(ValueError):
@@ -40,6 +44,9 @@ class LearnerConfig:
     checkpoint_every: int = 20  # optimiser steps
     torch_threads: int = 0  # 0 leaves torch's own choice
     device: str = 'cpu'
+    parallel: str = 'ddp'  # of several processes: whole copies, or fsdp: shards of frozen weights
+    gradient_checkpointing: bool = False  # less memory, a second forward pass of each block
+    wandb: str = ''  # project of Weights & Biases; empty: TensorBoard alone
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -53,6 +60,7 @@ class LearnerConfig:
         if not 0 < self.lr < 1:
             raise ConfigError(f'lr is {self.lr}; expected a number between 0 and 1.')
         self._one_of('schedule', SCHEDULES)
+        self._one_of('parallel', PARALLEL)
 
     def _at_least(self, name: str, low: float) -> None:
         value = vars(self)[name]
@@ -101,13 +109,10 @@ class LearnerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TpoConfig(LearnerConfig):
-    """TPO on LoRA: lr 2e-5, batch 16, rank 32, beta 0.1: the paper's values."""
+class PreferenceConfig(LearnerConfig):
+    """What TPO, DPO and KTO share. LoRA: lr 2e-5, batch 16, rank 32, beta 0.1: GRAPE's values."""
 
     beta: float = 0.1
-    per_step_mean: bool = False
-    label_smoothing: float = 0.0
-    nll_weight: float = 0.0
     lora_rank: int = 32
     lora_alpha: int = 16  # OpenVLA's recipe: min(rank, 16)
     chunk_steps: int = 16  # control steps in one backward pass; memory grows with it
@@ -115,6 +120,7 @@ class TpoConfig(LearnerConfig):
     verify_log_probs: bool = True
     verify_tolerance: float = 1e-3  # nats a token, recorded against recomputed
     pixel_cache_gib: float = 4.0
+    reference_cache: str = ''  # folder that runs share; empty: reference/ in the run's folder
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -128,10 +134,76 @@ class TpoConfig(LearnerConfig):
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
+
+@dataclass(frozen=True, kw_only=True)
+class TpoConfig(PreferenceConfig):
+    """TPO; objective/tpo.py says what the options do."""
+
+    per_step_mean: bool = False
+    label_smoothing: float = 0.0
+    nll_weight: float = 0.0
+    loss: str = 'sigmoid'
+
     @property
     def options(self) -> TpoOptions:
         """The part that shapes the loss."""
-        return TpoOptions(self.beta, self.per_step_mean, self.label_smoothing, self.nll_weight)
+        return TpoOptions(
+            self.beta, self.per_step_mean, self.label_smoothing, self.nll_weight, self.loss
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig(PreferenceConfig):
+    """Step-wise DPO; objective/dpo.py says what the options do."""
+
+    alignment: str = 'index'
+    label_smoothing: float = 0.0
+    nll_weight: float = 0.0
+
+    @property
+    def options(self) -> DpoOptions:
+        """The part that shapes the loss."""
+        return DpoOptions(
+            self.beta, self.alignment, self.label_smoothing, self.nll_weight, self.seed
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KtoConfig(PreferenceConfig):
+    """KTO; objective/kto.py says what the options do, scoring/desirability.py what `desirable`."""
+
+    per_step_mean: bool = False
+    reference_point: str = 'kl'
+    desirable: str = 'success'
+    threshold: float | None = None  # of R_GCPG, with desirable: threshold
+    desirable_weight: float | None = None  # lambda_D; None balances the classes
+    undesirable_weight: float | None = None  # lambda_U
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        self._one_of('desirable', DESIRABLE)
+        if (self.desirable == 'threshold') != (self.threshold is not None):
+            raise ConfigError(
+                f"desirable is '{self.desirable}' and threshold {self.threshold}; expected a "
+                'threshold with desirable: threshold, and none otherwise.'
+            )
+        if (self.desirable_weight is None) != (self.undesirable_weight is None):
+            raise ConfigError(
+                f'desirable_weight is {self.desirable_weight} and undesirable_weight '
+                f'{self.undesirable_weight}; expected both, or none to balance the classes.'
+            )
+
+    @property
+    def options(self) -> KtoOptions:
+        """The part that shapes the loss; weights that are not given are 1."""
+        return KtoOptions(
+            self.beta,
+            self.per_step_mean,
+            1.0 if self.desirable_weight is None else self.desirable_weight,
+            1.0 if self.undesirable_weight is None else self.undesirable_weight,
+            self.reference_point,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +240,11 @@ class SftConfig(LearnerConfig):
         ):
             self._at_least(name, 0)
         self._one_of('trainable', TRAINABLE)
+        if self.parallel == 'fsdp' and self.trainable == 'all':
+            raise ConfigError(
+                'parallel is fsdp, which shards frozen weights, and trainable is all, which has '
+                'none. Set trainable: lora, or parallel: ddp.'
+            )
         self._one_of('noop_filter', NOOP_FILTERS)
         if not self.unnorm_key:
             raise ConfigError('unnorm_key is empty; expected a name for the statistics.')

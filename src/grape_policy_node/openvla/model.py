@@ -221,6 +221,20 @@ class OpenVLA(nn.Module):
         Returns:
             (B, 7, padded vocabulary), in the dtype of the weights, differentiable.
         """
+        hidden = self.action_hidden(pixel_values, input_ids, action_ids, attention_mask)
+        return self.language_model.lm_head(hidden)
+
+    def action_hidden(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        action_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Final hidden states (B, 7, text_dim) from which `action_logits` predicts the tokens.
+
+        The first is that of the empty token: it has seen the image and the prompt and no action.
+        """
         if action_ids.shape != (input_ids.shape[0], ACTION_DIMS):
             raise ValueError(
                 f'action_ids are {tuple(action_ids.shape)}; expected '
@@ -233,7 +247,7 @@ class OpenVLA(nn.Module):
             last_word = self.spec.towers[0].patches + attention_mask.sum(1) - 1
             rows = torch.arange(hidden.shape[0], device=hidden.device)
             first = hidden[rows, last_word].unsqueeze(1)
-        return self.language_model.lm_head(torch.cat([first, tail], dim=1))
+        return torch.cat([first, tail], dim=1)
 
     def _hidden(
         self,

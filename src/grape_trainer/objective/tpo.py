@@ -14,27 +14,53 @@ The loss is a function of two scalars a pair, so that its gradient splits over s
 backpropagates every chunk of steps with that constant weight. The result is the gradient of the
 whole trajectory in memory that does not grow with its length (train_tpo.py).
 
-Options beyond the paper, each off by default: `per_step_mean` divides a trial's log-ratio by its
-steps, `label_smoothing` is cDPO's, `nll_weight` adds the SFT loss of the chosen trial (mean over
-tokens) against likelihood displacement. Metric names are TRL's.
+Options beyond the paper, each off by default:
+
+- `per_step_mean` divides a trial's log-ratio by its steps. Every step has 7 tokens, so this is
+  length normalisation (TRL's `sigmoid_norm`, a mean over tokens) at 7 times the beta; there is no
+  second option for it. SimPO normalises too, but has no reference, which is another method.
+- `label_smoothing` is cDPO's.
+- `loss: ipo` is IPO's squared loss (arXiv 2310.12036, Eq. 17): (z / beta - 1 / (2 beta))^2. It
+  stops pushing at a difference of 1 / (2 beta) nats: 5 nats a trial at beta 0.1, so it wants
+  `per_step_mean` or a small beta.
+- `nll_weight` adds the SFT loss of the chosen trial (mean over tokens) against likelihood
+  displacement.
+
+Metric names are TRL's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import logsigmoid
+
+from grape_trainer.objective.weighing import (
+    Example,
+    TrialLogProbs,
+    Weighed,
+    column,
+    float_metrics,
+    no_factors,
+)
+
+LOSSES = ('sigmoid', 'ipo')
 
 
 @dataclass(frozen=True)
 class TpoOptions:
     """What shapes the loss; the defaults are the paper's."""
 
+    one_factor_a_trial: ClassVar[bool] = True
     beta: float = 0.1
     per_step_mean: bool = False
     label_smoothing: float = 0.0
     nll_weight: float = 0.0
+    loss: str = 'sigmoid'
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -46,6 +72,34 @@ class TpoOptions:
             )
         if self.nll_weight < 0:
             raise ValueError(f'nll_weight is {self.nll_weight}; expected 0 or more.')
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is '{self.loss}'; expected one of: {', '.join(LOSSES)}.")
+        if self.loss == 'ipo' and self.label_smoothing:
+            raise ValueError(
+                f'label_smoothing is {self.label_smoothing} with loss ipo, which has none; set it '
+                'to 0 or take loss sigmoid.'
+            )
+
+    def weigh(self, examples: Sequence[Example], trials: Mapping[Path, TrialLogProbs]) -> Weighed:
+        """Return metrics and factors of the mean loss of a batch of pairs (weighing.Objective)."""
+        chosen = [trials[pair.bags['chosen']] for pair in examples]
+        rejected = [trials[pair.bags['rejected']] for pair in examples]
+        batch = PairBatch(
+            chosen=column([t.total for t in chosen]),
+            rejected=column([t.total for t in rejected]),
+            ref_chosen=column([t.reference_total for t in chosen]),
+            ref_rejected=column([t.reference_total for t in rejected]),
+            chosen_steps=column([t.steps for t in chosen]),
+            rejected_steps=column([t.steps for t in rejected]),
+            chosen_tokens=column([t.policy.numel() for t in chosen]),
+        )
+        factors = no_factors(trials)
+        for pair, chosen_weight, rejected_weight in zip(
+            examples, *pair_weights(batch, self), strict=True
+        ):
+            factors[pair.bags['chosen']] += chosen_weight / len(examples)
+            factors[pair.bags['rejected']] += rejected_weight / len(examples)
+        return Weighed(tpo_metrics(batch, self), factors)
 
 
 @dataclass(frozen=True)
@@ -89,8 +143,10 @@ def tpo_loss(batch: PairBatch, options: TpoOptions) -> tuple[torch.Tensor, dict[
 def tpo_pair_losses(batch: PairBatch, options: TpoOptions) -> torch.Tensor:
     """Return the (B,) losses of the pairs, before the mean."""
     z = preference_logit(batch, options)
-    smoothing = options.label_smoothing
-    losses = -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
+    if options.loss == 'ipo':
+        losses = ((z - 0.5) / options.beta).square()
+    else:
+        losses = logistic_loss(z, options.label_smoothing)
     if options.nll_weight > 0:
         losses = losses - options.nll_weight * batch.chosen / batch.chosen_tokens
     return losses
@@ -104,6 +160,16 @@ def preference_logit(batch: PairBatch, options: TpoOptions) -> torch.Tensor:
         chosen_ratio = chosen_ratio / batch.chosen_steps
         rejected_ratio = rejected_ratio / batch.rejected_steps
     return options.beta * (chosen_ratio - rejected_ratio)
+
+
+def logistic_loss(z: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Return -(1 - s) log sigma(z) - s log sigma(-z), elementwise."""
+    return -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
+
+
+def logistic_slope(z: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Return d/dz of `logistic_loss`: -(1 - s) sigma(-z) + s sigma(z), elementwise."""
+    return -(1 - smoothing) * torch.sigmoid(-z) + smoothing * torch.sigmoid(z)
 
 
 @torch.no_grad()
@@ -120,9 +186,10 @@ def pair_weights(batch: PairBatch, options: TpoOptions) -> tuple[torch.Tensor, t
 
     """
     z = preference_logit(batch, options)
-    # d/dz of -(1-s) log sigma(z) - s log sigma(-z) = -(1-s) sigma(-z) + s sigma(z)
-    smoothing = options.label_smoothing
-    slope = -(1 - smoothing) * torch.sigmoid(-z) + smoothing * torch.sigmoid(z)
+    if options.loss == 'ipo':
+        slope = 2 * (z - 0.5) / options.beta**2
+    else:
+        slope = logistic_slope(z, options.label_smoothing)
     chosen = options.beta * slope
     rejected = -options.beta * slope
     if options.per_step_mean:
@@ -155,4 +222,4 @@ def tpo_metrics(batch: PairBatch, options: TpoOptions) -> dict[str, float]:
     }
     if options.nll_weight > 0:
         metrics['loss/nll'] = -(batch.chosen / batch.chosen_tokens).mean()
-    return {name: float(value) for name, value in metrics.items()}
+    return float_metrics(metrics)

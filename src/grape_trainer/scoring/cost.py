@@ -1,11 +1,9 @@
-"""The costs of a trial's stages, after the paper's appendix E.2, vectorised over time.
+"""The costs of a trial's stages: constraints over their states, made into numbers that add up.
 
-A constraint is a function `stageN_<target|path|collision|grasp>_constraintM(end_effector,
-keypoints, signals)`. It gets a stage's N states at once, end_effector (N, 3) and keypoints
-(N, K, 3) in m in the robot base frame (z up), ordered as in the appendix: 0 the target, 1 the
-receptacle, 2: the obstacles. It gives a cost for each state, (N,), 0 or less where satisfied.
-
-An objective reduces it over the stage (last, mean, max or min state) to c and normalises it:
+The constraints of a stage are the built-in ones of its template (cost_builtin.py,
+cost_templates.py), or what a cost program says about it (cost_program.py). Each gives a cost for
+each state, (N,), 0 or less where satisfied; an objective reduces it over the stage (last, mean,
+max or min state) to c and normalises it:
 
     cost = weight * clip((c - threshold) / (worst - threshold), 0, 1)
 
@@ -13,31 +11,42 @@ No cost is a sum over steps, so the same motion costs the same at any control ra
 not grow with an episode's length. The costs of a stage add up; a stage that was never reached
 costs its worst, the sum of its weights.
 
-What differs from E.2: the carried target's own tracked position is compared with the receptacle
-(E.2 uses the end effector, which says nothing after a drop); z is up (E.2 compares index 1); a
-path is compared with the straight one of E.2.3 instead of being counted in 1 cm steps.
+A trial without SceneState says nothing about contacts: constraints that look at them are left
+out of it with their weights, and named.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from grape_episode.episode import Episode
+from grape_trainer.scoring.cost_builtin import (
+    BUILTIN,
+    NEED_CONTACTS,
+    SHARED,
+    Constraint,
+    Signals,
+)
 from grape_trainer.scoring.cost_form import StageInputs
+from grape_trainer.scoring.cost_program import Program
 from grape_trainer.scoring.cost_templates import TEMPLATE_CONSTRAINTS
 from grape_trainer.scoring.keypoint import KeypointTrack
-from grape_trainer.scoring.objective import GeometrySettings, Objective, TermSettings
+from grape_trainer.scoring.objective import Objective, TermSettings
 from grape_trainer.scoring.stage import Roles, Segmentation, StageSpan, control_rate_hz
+from grape_trainer.scoring.stage_definition import declared_passable
 from grape_trainer.scoring.stage_signals import ROBOT_BODIES
 from grape_trainer.scoring.stage_templates import origin_of
 
-TARGET, RECEPTACLE, FIRST_OBSTACLE = 0, 1, 2
+if TYPE_CHECKING:
+    from grape_trainer.scoring.cost_sandbox import CostSandbox
+
 # Environments publish the gripper's own pose under this name; it is no obstacle.
 GRIPPER_KEYPOINT = 'gripper'
 
@@ -47,17 +56,11 @@ class CostError(ValueError):
 
 
 @dataclass(frozen=True)
-class Signals:
-    """What else a constraint may look at, over the N states of its stage."""
+class Generated:
+    """A cost program and how its functions count."""
 
-    held: np.ndarray  # (N,) bool, the target is in the gripper
-    collided: np.ndarray  # (N,) bool, SceneState.collisions is not empty
-    time_s: np.ndarray  # (N,) since the stage began
-    geometry: GeometrySettings
-    progress: np.ndarray | None = None  # (N,) 0 .. 1, towards the event that ends the stage
-
-
-Constraint = Callable[[np.ndarray, np.ndarray, Signals], np.ndarray]
+    program: Program
+    terms: Mapping[int, Mapping[str, TermSettings]]  # number of a stage -> function -> settings
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class StageCost:
     cost: float
     worst: float
     terms: tuple[TermCost, ...]
+    left_out: tuple[str, ...] = ()  # constraints that look at contacts, where none are recorded
 
 
 @dataclass(frozen=True)
@@ -89,133 +93,53 @@ class CostProgram:
     sha256: str
 
 
-def stage1_target_constraint1(end_effector, keypoints, signals):
-    """Distance from the end effector to the target, m (E.2.1 stage 1)."""
-    return _distance(end_effector, keypoints[:, TARGET])
-
-
-def stage2_target_constraint1(end_effector, keypoints, signals):
-    """Horizontal distance from the carried target to the receptacle, m (E.2.1 stage 2)."""
-    return _distance(keypoints[:, TARGET, :2], keypoints[:, RECEPTACLE, :2])
-
-
-def stage3_target_constraint1(end_effector, keypoints, signals):
-    """Distance from the target to the receptacle it shall rest in or on, m (E.2.1 stage 3)."""
-    return _distance(keypoints[:, TARGET], keypoints[:, RECEPTACLE])
-
-
-def stage1_grasp_constraint1(end_effector, keypoints, signals):
-    """Return 1 while the target is not held."""
-    return 1.0 - signals.held
-
-
-def stage2_grasp_constraint1(end_effector, keypoints, signals):
-    """Return 1 while the target is not held: a drop on the way."""
-    return 1.0 - signals.held
-
-
-def stage3_grasp_constraint1(end_effector, keypoints, signals):
-    """Return 1 while the target is still held: it has to be released."""
-    return 1.0 * signals.held
-
-
-def stage1_collision_constraint1(end_effector, keypoints, signals):
-    """Return 1 while the end effector is not above the target (E.2.2 stage 1)."""
-    return _below(end_effector, keypoints[:, TARGET], signals.geometry)
-
-
-def stage1_collision_constraint2(end_effector, keypoints, signals):
-    """Clearance missing to all obstacles, m (E.2.2 stage 2)."""
-    return _clearance_missing(end_effector, keypoints, signals)
-
-
-def stage1_collision_constraint3(end_effector, keypoints, signals):
-    """Return 1 while the robot touches what is neither the target nor its support."""
-    return 1.0 * signals.collided
-
-
-def stage2_collision_constraint1(end_effector, keypoints, signals):
-    """Clearance missing to all obstacles, m, of end effector or held target (E.2.2 stage 2)."""
-    return _clearance_missing(end_effector, keypoints, signals)
-
-
-def stage2_collision_constraint2(end_effector, keypoints, signals):
-    """Return 1 while the robot or the held target touches what it should not."""
-    return 1.0 * signals.collided
-
-
-def stage3_collision_constraint1(end_effector, keypoints, signals):
-    """Return 1 while the end effector is not above the receptacle's keypoint (E.2.2 stage 3)."""
-    return _below(end_effector, keypoints[:, RECEPTACLE], signals.geometry)
-
-
-def stage3_collision_constraint2(end_effector, keypoints, signals):
-    """Clearance missing to all obstacles, m, of end effector or held target."""
-    return _clearance_missing(end_effector, keypoints, signals)
-
-
-def stage3_collision_constraint3(end_effector, keypoints, signals):
-    """Return 1 while the robot or the held target touches what it should not."""
-    return 1.0 * signals.collided
-
-
-def stage1_path_constraint1(end_effector, keypoints, signals):
-    """Path so far and what remains to the target, over the straight path, minus 1."""
-    return _detour(end_effector, keypoints[:, TARGET], signals.geometry)
-
-
-def stage1_path_constraint2(end_effector, keypoints, signals):
-    """Time so far and what remains, over the time of the straight path, minus 1 (E.2.3)."""
-    return _delay(end_effector, keypoints[:, TARGET], signals)
-
-
-def stage2_path_constraint1(end_effector, keypoints, signals):
-    """Path so far and what remains to the receptacle, over the straight path, minus 1."""
-    return _detour(end_effector, keypoints[:, RECEPTACLE], signals.geometry)
-
-
-def stage2_path_constraint2(end_effector, keypoints, signals):
-    """Time so far and what remains, over the time of the straight path, minus 1 (E.2.3)."""
-    return _delay(end_effector, keypoints[:, RECEPTACLE], signals)
-
-
-def stage3_path_constraint1(end_effector, keypoints, signals):
-    """Path so far and what remains to the receptacle, over the straight path, minus 1."""
-    return _detour(end_effector, keypoints[:, RECEPTACLE], signals.geometry)
-
-
-def stage3_path_constraint2(end_effector, keypoints, signals):
-    """Time so far and what remains, over the time of the straight path, minus 1 (E.2.3)."""
-    return _delay(end_effector, keypoints[:, RECEPTACLE], signals)
-
-
 def stage_costs(
-    episode: Episode, track: KeypointTrack, segmentation: Segmentation, objective: Objective
+    episode: Episode,
+    track: KeypointTrack,
+    segmentation: Segmentation,
+    objective: Objective,
+    generated: Generated | None = None,
+    sandbox: CostSandbox | None = None,
 ) -> tuple[StageCost, ...]:
     """Return C of every stage of an episode.
+
+    Args:
+        episode: without SceneState, what looks at contacts is left out.
+        track: its keypoints.
+        segmentation: its stages.
+        objective: the built-in constraints and their settings.
+        generated: a program, whose functions replace the built-in constraints of their stages.
+        sandbox: that the program runs in, in one request for all stages.
 
     Raises:
         CostError: a constraint gave a number that is not finite.
         KeypointError: a role that names no recorded keypoint.
+        ProgramError: a function of the program failed; names function and state.
+        SandboxError: no worker of the sandbox could be started.
 
     """
+    found = list(states_of(episode, track, segmentation))
+    contacts = episode.scene is not None
+    curves: Mapping[str, np.ndarray] = {}
+    if generated is not None:
+        curves = _run(generated, found, contacts, sandbox)
     costs = []
-    for span, states in states_of(episode, track, segmentation):
-        settings = objective.stages[span.stage.name]
-        arrays = None
-        if states is not None:
-            signals = Signals(
-                held=states.held,
-                collided=states.collided,
-                time_s=states.time_s,
-                geometry=objective.geometry,
-                progress=states.progress,
+    for span, states in found:
+        settings = _settings(span.stage.number, span.stage.name, objective, generated)
+        blind = () if contacts else _need_contacts(settings, objective, generated)
+        known = {name: term for name, term in settings.items() if name not in blind}
+        terms = tuple(_term(name, term, states, objective, curves) for name, term in known.items())
+        costs.append(
+            StageCost(
+                stage=span.stage.name,
+                reached=span.reached,
+                completed=span.completed,
+                cost=sum(term.cost for term in terms),
+                worst=sum(term.weight for term in known.values()),
+                terms=terms,
+                left_out=tuple(blind),
             )
-            arrays = (states.end_effector, states.keypoints, signals)
-        terms = tuple(
-            _term(objective.template, name, term, arrays) for name, term in settings.items()
         )
-        costs.append(_stage_cost(span, settings, terms))
     return tuple(costs)
 
 
@@ -230,6 +154,7 @@ def states_of(
     """
     time_s = np.arange(len(track.positions_m)) / control_rate_hz(episode)
     collided = _collided(episode, [span.roles for span in segmentation.spans])
+    passable = declared_passable(episode.info.environment)
     for index, span in enumerate(segmentation.spans):
         if not span.reached:
             yield span, None
@@ -239,7 +164,7 @@ def states_of(
             span,
             StageInputs(
                 end_effector=np.asarray(episode.ee_position_m)[states],
-                keypoints=track.select(_keypoint_names(track, span.roles))[states],
+                keypoints=track.select(keypoint_names(track, span.roles, passable))[states],
                 held=segmentation.holds[index][states],
                 collided=collided[states],
                 time_s=time_s[states] - time_s[states][0],
@@ -248,15 +173,23 @@ def states_of(
         )
 
 
-def cost_program(objective: Objective) -> CostProgram:
-    """Return the text of an objective's costs: settings, constraints and what they call."""
+def cost_program(objective: Objective, generated: Generated | None = None) -> CostProgram:
+    """Return the text of all costs: settings, constraints and what they call, the program."""
     parts = [f'# geometry: {objective.geometry.model_dump()}']
+    replaced = {} if generated is None else generated.terms
     for stage in objective.template_stages:
+        if stage.number in replaced:
+            continue
         for name, term in objective.stages[stage.name].items():
             function = constraint_of(objective.template, name)
             called = '' if function.__name__ == name else f'# {name}:\n'
             parts.append(f'# {stage.name}: {term.model_dump()}\n{called}{_source(function)}')
-    parts += [_source(shared) for shared in _SHARED]
+    parts += [_source(shared) for shared in (*SHARED, _reduced, _normalised)]
+    if generated is not None:
+        terms = [item for each in replaced.values() for item in each.items()]
+        parts += [f'# {name} of the program: {term.model_dump()}' for name, term in terms]
+        program = generated.program
+        parts.append(f'# the program, {program.notation}:\n{program.text}')
     text = '\n'.join(parts)
     return CostProgram(text, hashlib.sha256(text.encode()).hexdigest())
 
@@ -273,9 +206,11 @@ def _source(function: Callable) -> str:
     return inspect.getsource(function)
 
 
-def _keypoint_names(track: KeypointTrack, roles: Roles) -> tuple[str, ...]:
+def keypoint_names(
+    track: KeypointTrack, roles: Roles, passable: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
     """Return target, receptacle (the target where there is none), and the obstacles."""
-    besides = {*_allowed(roles), *roles.support, GRIPPER_KEYPOINT}
+    besides = {*_allowed(roles), *roles.support, *passable, GRIPPER_KEYPOINT}
     obstacles = (name for name in track.names if name not in besides)
     return (roles.target, roles.receptacle or roles.target, *obstacles)
 
@@ -297,15 +232,72 @@ def _collided(episode: Episode, roles: Sequence[Roles]) -> np.ndarray:
     return np.array([bool(set(pairs) - excused) for pairs in episode.scene.collisions])
 
 
+def _settings(
+    number: int, name: str, objective: Objective, generated: Generated | None
+) -> Mapping[str, TermSettings]:
+    """Return the settings of a stage's constraints; none where nobody says anything about it."""
+    if generated is not None and number in generated.terms:
+        return generated.terms[number]
+    return objective.stages.get(name, {})
+
+
+def _need_contacts(
+    names: Iterable[str], objective: Objective, generated: Generated | None
+) -> tuple[str, ...]:
+    """Return those constraints of one stage that look at recorded contacts."""
+    functions = [] if generated is None else generated.program.functions
+    inputs = {function.name: function.inputs for function in functions}
+    return tuple(
+        name
+        for name in names
+        if (
+            'collided' in inputs[name]
+            if name in inputs
+            else constraint_of(objective.template, name).__name__ in NEED_CONTACTS
+        )
+    )
+
+
+def _run(
+    generated: Generated,
+    stages: Iterable[tuple[StageSpan, StageInputs | None]],
+    contacts: bool,
+    sandbox: CostSandbox | None,
+) -> Mapping[str, np.ndarray]:
+    """Return the costs of a program's functions over the states of their stages."""
+    if sandbox is None:
+        raise ValueError('a cost program was given and no sandbox to run it in; give one')
+    reached = {span.stage.number: states for span, states in stages if states is not None}
+    names = [
+        function.name
+        for function in generated.program.functions
+        if contacts or 'collided' not in function.inputs
+    ]
+    return sandbox.evaluate(generated.program, reached, names)
+
+
 def _term(
-    template: str,
     name: str,
     term: TermSettings,
-    arrays: tuple[np.ndarray, np.ndarray, Signals] | None,
+    states: StageInputs | None,
+    objective: Objective,
+    curves: Mapping[str, np.ndarray],
 ) -> TermCost:
-    if arrays is None:
+    if states is None:
         return TermCost(name, None, term.weight)
-    raw = _reduced(constraint_of(template, name)(*arrays), term.reduce)
+    if name in curves:
+        costs = curves[name]
+    else:
+        signals = Signals(
+            held=states.held,
+            collided=states.collided,
+            time_s=states.time_s,
+            geometry=objective.geometry,
+            progress=states.progress,
+        )
+        constraint = constraint_of(objective.template, name)
+        costs = constraint(states.end_effector, states.keypoints, signals)
+    raw = _reduced(costs, term.reduce)
     if not np.isfinite(raw):
         raise CostError(
             f"{name} is {raw} over this stage; expected a finite number. Look at the episode's "
@@ -323,75 +315,3 @@ def _reduced(costs: np.ndarray, reduce: str) -> float:
 def _normalised(raw: float, term: TermSettings) -> float:
     share = (raw - term.threshold) / (term.worst - term.threshold)
     return term.weight * min(max(share, 0.0), 1.0)
-
-
-def _stage_cost(
-    span: StageSpan, settings: Mapping[str, TermSettings], terms: tuple[TermCost, ...]
-) -> StageCost:
-    return StageCost(
-        stage=span.stage.name,
-        reached=span.reached,
-        completed=span.completed,
-        cost=sum(term.cost for term in terms),
-        worst=sum(term.weight for term in settings.values()),
-        terms=terms,
-    )
-
-
-def _distance(a, b):
-    return np.linalg.norm(a - b, axis=-1)
-
-
-def _below(end_effector, keypoint, geometry):
-    return 1.0 * (end_effector[:, 2] < keypoint[:, 2] - geometry.above_margin_m)
-
-
-def _clearance_missing(end_effector, keypoints, signals):
-    obstacles = keypoints[:, FIRST_OBSTACLE:]
-    nearest = _distance(end_effector[:, None], obstacles)
-    carried = _distance(keypoints[:, TARGET, None], obstacles)
-    nearest = np.where(signals.held[:, None], np.minimum(nearest, carried), nearest)
-    return np.maximum(signals.geometry.clearance_m - nearest, 0.0).sum(axis=1)
-
-
-def _detour(end_effector, goal, geometry):
-    steps = np.linalg.norm(np.diff(end_effector, axis=0), axis=-1)
-    so_far = np.concatenate(([0.0], np.cumsum(steps)))
-    remaining = _distance(end_effector, goal)
-    return (so_far + remaining) / max(remaining[0], geometry.straight_floor_m) - 1.0
-
-
-def _delay(end_effector, goal, signals):
-    remaining = _distance(end_effector, goal)
-    speed = signals.geometry.straight_speed_mps
-    straight = max(remaining[0], signals.geometry.straight_floor_m)
-    return (signals.time_s * speed + remaining) / straight - 1.0
-
-
-_SHARED = (_distance, _below, _clearance_missing, _detour, _delay, _reduced, _normalised)
-
-BUILTIN: Mapping[str, Constraint] = {
-    constraint.__name__: constraint
-    for constraint in (
-        stage1_target_constraint1,
-        stage1_grasp_constraint1,
-        stage1_collision_constraint1,
-        stage1_collision_constraint2,
-        stage1_collision_constraint3,
-        stage1_path_constraint1,
-        stage1_path_constraint2,
-        stage2_target_constraint1,
-        stage2_grasp_constraint1,
-        stage2_collision_constraint1,
-        stage2_collision_constraint2,
-        stage2_path_constraint1,
-        stage2_path_constraint2,
-        stage3_target_constraint1,
-        stage3_grasp_constraint1,
-        stage3_collision_constraint1,
-        stage3_collision_constraint2,
-        stage3_collision_constraint3,
-        stage3_path_constraint1,
-        stage3_path_constraint2,
-    )
-}

@@ -2,18 +2,13 @@
 
 For each cost: does it order successes before failures (AUC against the labels, among the trials
 that reached its stage), does it fall while its stage goes on, and is it one of the three that are
-always wrong: constant, inverted, never active. A person approves what is good; the approval names
-the sha256 of the text, so that another text is another program.
+always wrong: constant, inverted, never active. A person approves what is good (cost_approval.py).
 """
 
 from __future__ import annotations
 
-import getpass
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +20,13 @@ from grape_trainer.scoring.cost_program import CostFunction, Program
 from grape_trainer.scoring.cost_sandbox import CostSandbox
 from grape_trainer.scoring.keypoint import KeypointTrack
 from grape_trainer.scoring.objective import Objective
-from grape_trainer.scoring.stage import segment_plan
+from grape_trainer.scoring.stage import StageSpan, segment_plan
 from grape_trainer.scoring.stage_plan import plan_for
+from grape_trainer.scoring.stage_proposal import StageProposal
 
 CONSTANT, INVERTED, INACTIVE = 'constant', 'inverted', 'never active'
 INVERTED_AUC = 0.4
 FEW = 3  # successes or failures: below, an AUC says nothing
-SUFFIX = '.approval.json'
-
-
-class ApprovalError(ValueError):
-    """A program that nobody approved; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +38,15 @@ class Trial:
         success: as labelled.
         costs: function name -> (N,) costs over the states of its stage; stages that the trial
             never reached have none.
+        bag: its folder.
+        spans: its stages, reached or not.
     """
 
     name: str
     success: bool
     costs: Mapping[str, np.ndarray]
+    bag: Path
+    spans: tuple[StageSpan, ...]
 
 
 @dataclass(frozen=True)
@@ -80,18 +75,6 @@ class CostReview:
     flags: tuple[str, ...] = field(default=())
 
 
-@dataclass(frozen=True)
-class Approval:
-    """That a person looked at a program and wants it used."""
-
-    sha256: str
-    by: str
-    at: str  # UTC, ISO 8601
-    note: str
-    trials: int  # that it was reviewed on
-    flags: tuple[str, ...]  # that the person accepted
-
-
 def trial_costs(
     episode: Episode,
     success: bool,
@@ -99,14 +82,18 @@ def trial_costs(
     objective: Objective,
     program: Program,
     sandbox: CostSandbox,
+    proposal: StageProposal | None = None,
 ) -> Trial:
-    """Run a program on one trial.
+    """Run a program on one trial, in the stages of the objective's template or a proposal.
 
     Raises:
         StageError, KeypointError: what the recording lacks.
         ProgramError: a function failed on this trial; names function and state.
     """
-    plan = plan_for(episode.info, track.names, objective.template)
+    if proposal is None:
+        plan = plan_for(episode.info, track.names, objective.template)
+    else:
+        plan = proposal.plan(track.names)
     cut = segment_plan(episode, track, plan, objective.segmentation, objective.motion)
     reached = {
         span.stage.number: states
@@ -114,7 +101,7 @@ def trial_costs(
         if states is not None
     }
     costs = sandbox.evaluate(program, reached)
-    return Trial(episode.info.episode_id, success, costs)
+    return Trial(episode.info.episode_id, success, costs, episode.path, cut.spans)
 
 
 def review(program: Program, trials: Sequence[Trial]) -> tuple[CostReview, ...]:
@@ -122,14 +109,20 @@ def review(program: Program, trials: Sequence[Trial]) -> tuple[CostReview, ...]:
     return tuple(_review(function, trials) for function in program.functions)
 
 
+def judged_cost(function: CostFunction, curve: np.ndarray) -> float:
+    """Return what a trial is compared by, of its costs (N,) over the stage.
+
+    What must not happen counts by its worst state, everything else by how the stage ended.
+    """
+    return float(curve.max() if function.cost_class == 'collision' else curve[-1])
+
+
 def _review(function: CostFunction, trials: Sequence[Trial]) -> CostReview:
     reached = [trial for trial in trials if function.name in trial.costs]
     curves = [trial.costs[function.name] for trial in reached]
     if not curves:
         return CostReview(function, 0, 0, None, None, np.nan, np.nan, (INACTIVE,))
-    # What must not happen counts by its worst state, everything else by how the stage ended.
-    at_worst = function.cost_class == 'collision'
-    values = np.array([curve.max() if at_worst else curve[-1] for curve in curves])
+    values = np.array([judged_cost(function, curve) for curve in curves])
     good = np.array([trial.success for trial in reached])
     auc = _auc(values[good], values[~good])
     everything = np.concatenate(curves)
@@ -167,57 +160,3 @@ def _monotonicity(curves: Sequence[np.ndarray]) -> float | None:
         if len(curve) > 2 and np.ptp(curve) > 1e-9
     ]
     return float(np.median(found)) if found else None
-
-
-def approve(
-    path: Path, program: Program, reviews: Sequence[CostReview], trials: int, note: str = ''
-) -> Approval:
-    """Record that the person at the keyboard wants this text used, beside the file."""
-    flags = tuple(f'{r.function.name}: {flag}' for r in reviews for flag in r.flags)
-    at = datetime.now(UTC).isoformat(timespec='seconds')
-    approval = Approval(program.sha256, getpass.getuser(), at, note, trials, flags)
-    kept = [each for each in read_approvals(path) if each.sha256 != program.sha256]
-    partial = _file(path).with_suffix('.tmp')
-    partial.write_text(json.dumps([asdict(each) for each in [*kept, approval]], indent=1) + '\n')
-    os.replace(partial, _file(path))
-    return approval
-
-
-def read_approvals(path: Path) -> list[Approval]:
-    """Return the approvals of a program's file, [] where there are none.
-
-    Raises:
-        ApprovalError: the file of approvals is damaged.
-    """
-    file = _file(path)
-    if not file.is_file():
-        return []
-    try:
-        return [
-            Approval(**{**e, 'flags': tuple(e['flags'])}) for e in json.loads(file.read_text())
-        ]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ApprovalError(
-            f"'{file}' is damaged ({error}); review the program again and approve it"
-        ) from error
-
-
-def require_approval(path: Path, program: Program) -> Approval:
-    """Return the approval of this very text.
-
-    Raises:
-        ApprovalError: there is none; says how to give one.
-    """
-    for approval in read_approvals(path):
-        if approval.sha256 == program.sha256:
-            return approval
-    others = len(read_approvals(path))
-    changed = f' (it was changed since: {others} other texts were)' if others else ''
-    raise ApprovalError(
-        f"the cost program '{path}' ({program.sha256[:12]}) was not approved{changed}. Look at it "
-        f'on recorded trials: grape costs review {path} BAGS --approve'
-    )
-
-
-def _file(path: Path) -> Path:
-    return path.with_name(path.name + SUFFIX)

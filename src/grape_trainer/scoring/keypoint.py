@@ -111,7 +111,8 @@ class SceneSource:
         if episode.scene is None:
             raise KeypointError(
                 f"episode '{episode.info.episode_id}' has no scene_state. Record with the "
-                'scene_state topic in the contract, or take keypoints from its cameras.'
+                'scene_state topic in the contract, or take keypoints from its cameras '
+                '(docs/reference/keypoints.md).'
             )
         return track_from_scene(episode.scene)
 

@@ -13,18 +13,18 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
+from grape_trainer.scoring.objective_sections import (
+    GeometrySettings,
+    KeypointSettings,
+    ProgramSettings,
+    RewardSettings,
+    Section,
+    TermSettings,
+)
 from grape_trainer.scoring.stage import MotionSettings, SegmentSettings, Stage
 from grape_trainer.scoring.stage_templates import (
     JOINT,
@@ -34,6 +34,8 @@ from grape_trainer.scoring.stage_templates import (
     template_stages,
 )
 
+# What sections name files, relative to that of the objective.
+FILES = {'program': ('costs', 'stages'), 'keypoints': ('clicks', 'numbers', 'weights')}
 _SOURCE_TREE = Path(__file__).resolve().parents[3]
 
 
@@ -41,66 +43,36 @@ class ObjectiveError(ValueError):
     """An objective file that a person has to mend."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra='forbid')
-
-
-class RewardSettings(_Section):
-    """The weights of Eq. 9."""
-
-    lambda_self: float = Field(ge=0)
-    lambda_ext: float = Field(ge=0)
-    lambda_success: float = Field(ge=0)
-    self_reward: Literal['sum', 'per_token']  # Eq. 10 is the sum
-
-
-class GeometrySettings(_Section):
-    """Numbers inside the cost terms."""
-
-    clearance_m: float = Field(gt=0)  # to an obstacle's keypoint (appendix E.2.2: 0.1)
-    above_margin_m: float = Field(ge=0)  # this far below the keypoint still counts as above
-    straight_speed_mps: float = Field(gt=0)  # of the straight path that time is compared with
-    straight_floor_m: float = Field(gt=0)  # a shorter straight path counts as this long
-
-
-class TermSettings(_Section):
-    """How one constraint's cost over a stage becomes a number in [0, weight]."""
-
-    weight: float = Field(ge=0)
-    threshold: float = Field(ge=0)  # tau of Algorithm 1: up to here the cost is 0
-    worst: float = Field(gt=0)  # from here on the cost is the whole weight
-    reduce: Literal['last', 'mean', 'max', 'min']  # over the stage's states; never a sum
-
-    @model_validator(mode='after')
-    def _ordered(self) -> TermSettings:
-        if not self.worst > self.threshold:
-            raise ValueError(
-                f'worst is {self.worst}, threshold is {self.threshold}; expected worst above it'
-            )
-        return self
-
-
-class Objective(_Section):
+class Objective(Section):
     """A resolved objective."""
 
     name: str = Field(min_length=1, pattern=r'^[A-Za-z0-9_.+-]+$')
-    template: str  # a name in stage_templates.TEMPLATES, or a chain 'turn_on+pick_place'
+    # A name in stage_templates.TEMPLATES, or a chain 'turn_on+pick_place'; None: proposed stages.
+    template: str | None = None
     reward: RewardSettings
     segmentation: SegmentSettings
     motion: MotionSettings | None = None  # what templates other than pick_place need
     geometry: GeometrySettings
-    stages: dict[str, dict[str, TermSettings]]  # stage name -> constraint name -> settings
+    # Stage name -> built-in constraint name -> settings.
+    stages: dict[str, dict[str, TermSettings]] = Field(default_factory=dict)
+    program: ProgramSettings | None = None  # None: built-in costs
+    keypoints: KeypointSettings | None = None  # None: the recorded scene's
 
     @model_serializer(mode='wrap')
     def _without_unused(self, handler: Callable[[Objective], dict]) -> dict:
-        """Leave out what pick-and-place does not use: its objectives keep their hash."""
-        content = handler(self)
-        if content['motion'] is None:
-            del content['motion']
-        return content
+        """Leave out what is not used: objectives without it keep their hash."""
+        unused = [n for n in ('motion', 'program', 'keypoints') if vars(self)[n] is None]
+        return {name: value for name, value in handler(self).items() if name not in unused}
 
     @model_validator(mode='after')
     def _known(self) -> Objective:
+        if self.template is None:
+            if self.program is None or self.stages:
+                raise ValueError(
+                    "there is no 'template'; an objective without one has a section 'program', "
+                    "whose 'stages' name proposed ones, and no section 'stages'"
+                )
+            return self
         stages = {stage.name: stage for stage in template_stages(self.template)}
         if self.motion is None and NEED_MOTION & set(link_names(self.template)):
             raise ValueError(f"template '{self.template}' needs a section 'motion'")
@@ -115,8 +87,8 @@ class Objective(_Section):
 
     @property
     def template_stages(self) -> tuple[Stage, ...]:
-        """The stages of the template, in order."""
-        return template_stages(self.template)
+        """The stages of the template, in order; none without a template."""
+        return () if self.template is None else template_stages(self.template)
 
     @property
     def config_sha256(self) -> str:
@@ -132,6 +104,39 @@ class Objective(_Section):
             'lambda_ext': external,
             'lambda_success': success,
         }
+        return _validated(content, f"objective '{self.name}'")
+
+    def with_keypoints(self, **settings: object) -> Objective:
+        """Return the same objective with keypoints from elsewhere; see KeypointSettings."""
+        content = self.model_dump() | {'keypoints': settings}
+        return _validated(content, f"objective '{self.name}'")
+
+    def with_program(
+        self,
+        costs: Path | None = None,
+        stages: Path | None = None,
+        approved_sha: str = '',
+        allow_unapproved: bool = False,
+    ) -> Objective:
+        """Return the same objective with another program; see ProgramSettings.
+
+        What is not given is as the objective says; costs and stages are given together.
+
+        Raises:
+            ObjectiveError: it does not say how a program's functions count.
+
+        """
+        if self.program is None:
+            raise ObjectiveError(
+                f"objective '{self.name}' has no section 'program', which says how the functions "
+                'of a cost program count. Take --objective generated, or copy the section from '
+                'config/objective/generated.yaml.'
+            )
+        content = self.model_dump()
+        if costs is not None or stages is not None:
+            content['program'] |= {'costs': costs, 'stages': stages, 'approved_sha': ''}
+        given = {'approved_sha': approved_sha, 'allow_unapproved': allow_unapproved}
+        content['program'] |= {name: value for name, value in given.items() if value}
         return _validated(content, f"objective '{self.name}'")
 
 
@@ -156,13 +161,59 @@ def load_objective(path_or_name: str | Path) -> Objective:
         raise ObjectiveError(f"'{path}' is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ObjectiveError(f"'{path}' holds {type(content).__name__}; expected a mapping.")
-    return _validated(content, f"'{path}'")
+    return _validated(_from_its_folder(content, path.parent), f"'{path}'")
+
+
+def load_scored_objective(
+    name: str = '',
+    costs: Path | None = None,
+    stages: Path | None = None,
+    approved_sha: str = '',
+    allow_unapproved: bool = False,
+) -> Objective:
+    """Read an objective and say which cost program it scores with.
+
+    Args:
+        name: as in `load_objective`; '': 'generated' with costs or stages, else 'completion'.
+        costs: a cost program; None: what the objective says.
+        stages: a proposal of stages; None: what the objective says.
+        approved_sha: how the sha256 of an approved text begins; '': the file's text of now.
+        allow_unapproved: whether nobody needs to have approved it.
+
+    Raises:
+        ObjectiveError: as `load_objective`, or no section 'program' for what is given.
+
+    """
+    given = costs is not None or stages is not None
+    objective = load_objective(name or ('generated' if given else 'completion'))
+    if given or approved_sha or allow_unapproved:
+        return objective.with_program(costs, stages, approved_sha, allow_unapproved)
+    return objective
+
+
+def _from_its_folder(content: dict[str, object], folder: Path) -> dict[str, object]:
+    """Return an objective's content with its files named from anywhere."""
+    content = dict(content)
+    for section, names in FILES.items():
+        if isinstance(content.get(section), dict):
+            files = {
+                name: str(folder.resolve() / str(value))
+                for name, value in content[section].items()
+                if name in names and value is not None
+            }
+            content[section] = content[section] | files
+    return content
 
 
 def _chained(objectives: list[Objective]) -> Objective:
     """Return one objective for the links of several, in this order."""
     first = objectives[0]
     name = JOINT.join(objective.name for objective in objectives)
+    if any(objective.program or objective.keypoints for objective in objectives):
+        raise ObjectiveError(
+            f"an objective of '{name}' has a section 'program' or 'keypoints', which a chain "
+            'cannot have. Write one YAML file for the chain.'
+        )
     for key in ('reward', 'segmentation', 'geometry', 'motion'):
         found = [vars(objective)[key] for objective in objectives]
         if len({value for value in found if value is not None}) > 1:

@@ -13,17 +13,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from grape_episode.episode import Episode
 from grape_episode.outcome import Outcome
-from grape_trainer.scoring.cost import StageCost, cost_program, stage_costs
-from grape_trainer.scoring.keypoint import track_from_scene
-from grape_trainer.scoring.objective import Objective, RewardSettings
+from grape_trainer.scoring.cost import StageCost, stage_costs
+from grape_trainer.scoring.cost_sandbox import CostSandbox
+from grape_trainer.scoring.objective import Objective
+from grape_trainer.scoring.objective_sections import RewardSettings
+from grape_trainer.scoring.score_setup import ScoreSetup, prepare
 from grape_trainer.scoring.stage import segment_plan
-from grape_trainer.scoring.stage_plan import plan_for
 
 # One term outweighs another when its weighted spread is this many times as large.
 SWAMP_RATIO = 10.0
@@ -57,14 +58,21 @@ class TrialScore:
     log_r_ext: float
     r_ext: float
     r_gcpg: float | None
-    collisions: int  # contacts that began
+    collisions: int | None  # contacts that began; None where none are recorded
     path_length_m: float  # of the end effector
     grasps: int
     drops: int
     objective: str
     reward: RewardSettings
+    keypoints: str  # privileged or perceived
+    approval: str  # of the cost program: approved or unapproved; built-in without one
     cost_sha256: str
     config_sha256: str
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Constraints that look at contacts, of a trial that has none recorded."""
+        return tuple(name for stage in self.stages for name in stage.left_out)
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,32 @@ class SpreadReport:
 def score_episode(
     episode: Episode, objective: Objective, outcome: Outcome | None = None
 ) -> TrialScore:
+    """Score one trial; `score_trial` with what the objective says."""
+    with CostSandbox() as sandbox:
+        return score_trial(episode, prepare(objective), sandbox, outcome)
+
+
+def score_trial(
+    episode: Episode,
+    setup: ScoreSetup,
+    sandbox: CostSandbox,
+    outcome: Outcome | None = None,
+) -> TrialScore:
     """Score one trial.
 
     Args:
-        episode: a recorded episode with SceneState; images are not looked at.
-        objective: what to score it for.
+        episode: a recorded episode, with images where keypoints come from cameras. SceneState is
+            then set aside with all that it knows, so that a simulated trial is scored as a real
+            one is.
+        setup: what to score it for.
+        sandbox: for a cost program; without one it is never started.
         outcome: a person's later label, where it differs from the recorded outcome.
 
     Raises:
-        RewardError: outcome error or interrupted, no SceneState, log-probabilities not finite.
-        StageError, KeypointError, CostError: what the recording lacks.
+        RewardError: outcome error or interrupted, log-probabilities not finite.
+        StageError, KeypointError, BagError, CostError: what the recording lacks.
+        ProgramError: a function of the program failed on this trial.
+        SandboxError: the sandbox does not work, whatever the trial.
 
     """
     info = episode.info
@@ -112,15 +136,13 @@ def score_episode(
             f"episode '{info.episode_id}' ended with '{outcome}' ({info.detail or 'no detail'}); "
             'only success and failure say something about the policy.'
         )
-    if episode.scene is None:
-        raise RewardError(
-            f"episode '{info.episode_id}' has no scene_state; costs need keypoints. Record with "
-            'the scene_state topic in the contract.'
-        )
-    track = track_from_scene(episode.scene)
-    plan = plan_for(info, track.names, objective.template)
+    objective = setup.objective
+    track = setup.source.track(episode)
+    if setup.from_cameras:
+        episode = replace(episode, scene=None)
+    plan = setup.plan(info, track.names)
     segmentation = segment_plan(episode, track, plan, objective.segmentation, objective.motion)
-    stages = stage_costs(episode, track, segmentation, objective)
+    stages = stage_costs(episode, track, segmentation, objective, setup.generated, sandbox)
     log_r_ext = -math.fsum(stage.cost for stage in stages)
     r_self, r_self_per_token = _self_reward(episode)
     success = outcome is Outcome.SUCCESS
@@ -143,14 +165,16 @@ def score_episode(
         r_gcpg=gcpg_reward(
             r_self, r_self_per_token, math.exp(log_r_ext), success, objective.reward
         ),
-        collisions=collision_count(episode.scene.collisions),
+        collisions=None if episode.scene is None else collision_count(episode.scene.collisions),
         path_length_m=_path_length_m(episode.ee_position_m),
         grasps=segmentation.grasps,
         drops=segmentation.drops,
         objective=objective.name,
         reward=objective.reward,
-        cost_sha256=cost_program(objective).sha256,
-        config_sha256=objective.config_sha256,
+        keypoints=track.origin,
+        approval=setup.approval,
+        cost_sha256=setup.costs.sha256,
+        config_sha256=setup.config_sha256,
     )
 
 

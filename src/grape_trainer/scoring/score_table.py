@@ -17,6 +17,9 @@ SCORED, NO_LOG_PROBS = 'scored', 'no_log_probs'
 CORRUPTED, UNSCORABLE = 'corrupted', 'unscorable'
 FAILED = (CORRUPTED, UNSCORABLE)
 
+# Columns that tables of before do not have.
+ADDED = ('left_out', 'keypoints', 'approval')
+
 log = logging.getLogger(__name__)
 
 
@@ -53,11 +56,14 @@ class ScoreRow:
     path_length_m: float | None = None
     grasps: int | None = None
     drops: int | None = None
+    left_out: str = ''  # constraints that look at contacts, where none are recorded
     objective: str = ''
     lambda_self: float | None = None
     lambda_ext: float | None = None
     lambda_success: float | None = None
     self_reward: str = ''
+    keypoints: str = ''  # privileged | perceived
+    approval: str = ''  # built-in | approved | unapproved
     cost_sha256: str = ''
     config_sha256: str = ''
     code_version: str = ''
@@ -97,7 +103,8 @@ def read_scores(path: Path | str) -> list[ScoreRow]:
         lines = list(csv.reader(stream))
     header = lines[0] if lines else []
     stages = [name.removeprefix('cost_') for name in header if _is_stage_column(name)]
-    if header != _columns(stages):
+    columns = _columns(stages)
+    if header not in (columns, [name for name in columns if name not in ADDED]):
         raise ScoreTableError(
             f"'{path}' is not a score table of this version; its columns are: "
             f"{', '.join(header[:6])}... Make it again with 'grape score', to another file."
@@ -160,7 +167,7 @@ def _parsed(cells: Mapping[str, str], stages: Sequence[str], path: Path, number:
             if item.name == 'stage_costs':
                 costs = {stage: _float(cells[f'cost_{stage}']) for stage in stages}
                 values['stage_costs'] = {k: v for k, v in costs.items() if v is not None}
-            else:
+            elif item.name in cells:
                 values[item.name] = _PARSERS[item.type](cells[item.name])
     except ValueError as error:
         raise ScoreTableError(

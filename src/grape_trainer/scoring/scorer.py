@@ -2,11 +2,15 @@
 
 A run that is stopped keeps its finished rows; the next one scores only the rest, and whatever was
 scored with another cost, configuration, code or label. A bag that cannot be read is reported in
-its row and scoring goes on.
+its row and scoring goes on. A sandbox that does not work is no trial's fault: it ends the run.
+
+The text of the costs is kept beside the table, as costs/<cost_sha256>.txt.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,16 +21,19 @@ from grape_episode.bag import BagError, read_episode, read_info
 from grape_episode.label import effective_outcome
 from grape_episode.outcome import Outcome
 from grape_episode.version import code_version
-from grape_trainer.scoring.cost import CostError, cost_program
+from grape_trainer.scoring.cost import CostError, CostProgram
+from grape_trainer.scoring.cost_sandbox import CostSandbox
+from grape_trainer.scoring.cost_source import ProgramError
 from grape_trainer.scoring.keypoint import KeypointError
 from grape_trainer.scoring.objective import Objective
 from grape_trainer.scoring.reward import (
     RewardError,
     SpreadReport,
     TrialScore,
-    score_episode,
+    score_trial,
     spread_report,
 )
+from grape_trainer.scoring.score_setup import ScoreSetup, prepare
 from grape_trainer.scoring.score_table import (
     CORRUPTED,
     FAILED,
@@ -46,6 +53,7 @@ NO_R_SELF = (
     'without them); ranked only with lambda_self 0'
 )
 BAGS_A_PROCESS = 8  # fewer do not pay for its start
+COSTS_FOLDER = 'costs'  # beside the table
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class ScoreReport:
 
 def score_bags(
     bags: Iterable[Path | str],
-    objective: Objective,
+    objective: Objective | ScoreSetup,
     out_csv: Path | str,
     progress: Callable[[int, int, ScoreRow], None] | None = None,
     jobs: int = 1,
@@ -78,62 +86,91 @@ def score_bags(
 
     Args:
         bags: bag folders; a bag named twice is scored once.
-        objective: what to score them for.
+        objective: what to score them for; `prepare` reads what it names.
         out_csv: the table; an existing one is resumed, rows of bags not asked for are dropped.
         progress: called with (done, total, row) after each bag.
         jobs: processes to score with; the table is the same for any number.
 
     Raises:
         ScoreTableError: no bags, or out_csv is something else than a score table.
+        ApprovalError, ObjectiveError, KeypointError: as `prepare`, before anything is scored.
+        SandboxError: cost programs cannot be run here; finished rows are kept.
 
     """
     paths = list(dict.fromkeys(Path(bag).resolve() for bag in bags))
     if not paths:
         raise ScoreTableError('There are no bags to score. Name bag folders or a folder of them.')
     out_csv = Path(out_csv)
-    names = [stage.name for stage in objective.template_stages]
+    setup = objective if isinstance(objective, ScoreSetup) else prepare(objective)
+    names = setup.stage_names
     stamps = {
-        'objective': objective.name,
-        'cost_sha256': cost_program(objective).sha256,
-        'config_sha256': objective.config_sha256,
+        'objective': setup.objective.name,
+        'approval': setup.approval,
+        'cost_sha256': setup.costs.sha256,
+        'config_sha256': setup.config_sha256,
         'code_version': code_version(),
     }
     kept = _still_valid(out_csv, paths, stamps)
     write_scores(out_csv, kept.values(), names)
+    _keep_text(out_csv.parent, setup.costs)
     rows = dict(kept)
     for done, row in enumerate(kept.values(), start=1):
         if progress is not None:
             progress(done, len(paths), row)
-    for row in _scored([path for path in paths if path not in kept], objective, stamps, jobs):
+    for row in _scored([path for path in paths if path not in kept], setup, stamps, jobs):
         append_score(out_csv, row, names)
         rows[row.bag] = row
         if progress is not None:
             progress(len(rows), len(paths), row)
     ordered = tuple(rows[path] for path in paths)
     write_scores(out_csv, ordered, names)
-    return ScoreReport(ordered, len(kept), spread_of(ordered, objective))
+    return ScoreReport(ordered, len(kept), spread_of(ordered, setup.objective))
 
 
 def _scored(
-    paths: Sequence[Path], objective: Objective, stamps: Mapping[str, str], jobs: int
+    paths: Sequence[Path], setup: ScoreSetup, stamps: Mapping[str, str], jobs: int
 ) -> Iterator[ScoreRow]:
-    """Yield each bag's row as soon as it is there."""
+    """Yield each bag's row as soon as it is there; each process has one sandbox."""
     jobs = min(jobs, len(paths) // BAGS_A_PROCESS)
     if jobs <= 1:
-        yield from (score_bag(path, objective, stamps) for path in paths)
+        with CostSandbox() as sandbox:
+            yield from (score_bag(path, setup, stamps, sandbox) for path in paths)
         return
     # Spawned: a fork would copy locks that torch's and OpenMP's threads hold.
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context('spawn'))
+    pool = ProcessPoolExecutor(
+        jobs, get_context('spawn'), initializer=_begin_process, initargs=(setup, stamps)
+    )
     try:
-        waiting = [pool.submit(score_bag, path, objective, stamps) for path in paths]
+        waiting = [pool.submit(_score_in_process, path) for path in paths]
         for future in as_completed(waiting):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def score_bag(path: Path, objective: Objective, stamps: Mapping[str, str]) -> ScoreRow:
-    """Return the row of one bag, whatever is in it; stamps go into the row as they are."""
+def _begin_process(setup: ScoreSetup, stamps: Mapping[str, str]) -> None:
+    """Keep what is the same for all bags of this process."""
+    sandbox = CostSandbox()
+    atexit.register(sandbox.close)
+    _process.update(setup=setup, stamps=stamps, sandbox=sandbox)
+
+
+def _score_in_process(path: Path) -> ScoreRow:
+    return score_bag(path, **_process)
+
+
+_process: dict[str, object] = {}
+
+
+def score_bag(
+    path: Path, setup: ScoreSetup, stamps: Mapping[str, str], sandbox: CostSandbox
+) -> ScoreRow:
+    """Return the row of one bag, whatever is in it; stamps go into the row as they are.
+
+    Raises:
+        SandboxError: the sandbox does not work, whatever the bag.
+
+    """
     about: dict[str, object] = {'bag': path, **stamps}
     try:
         info = read_info(path)
@@ -151,12 +188,25 @@ def score_bag(path: Path, objective: Objective, stamps: Mapping[str, str]) -> Sc
         }
         if outcome not in (Outcome.SUCCESS, Outcome.FAILURE):
             return ScoreRow(**about, status=str(outcome), detail=_one_line(info.detail))
-        score = score_episode(read_episode(path, images=False), objective, outcome)
+        episode = read_episode(path, images=setup.from_cameras)
     except (BagError, OSError) as error:
         return ScoreRow(**about, status=CORRUPTED, detail=_one_line(error))
-    except (RewardError, StageError, KeypointError, CostError) as error:
+    try:
+        score = score_trial(episode, setup, sandbox, outcome)
+    except (RewardError, StageError, KeypointError, BagError, CostError, ProgramError) as error:
         return ScoreRow(**about, status=UNSCORABLE, detail=_one_line(error))
     return ScoreRow(**about | _score_fields(score))
+
+
+def _keep_text(folder: Path, costs: CostProgram) -> None:
+    """Write the text of the costs under its sha256, unless it is there."""
+    kept = folder / COSTS_FOLDER / f'{costs.sha256}.txt'
+    if kept.is_file():
+        return
+    kept.parent.mkdir(exist_ok=True)
+    partial = kept.with_name(f'{kept.name}.{os.getpid()}.partial')
+    partial.write_bytes(costs.text.encode())
+    os.replace(partial, kept)
 
 
 def spread_of(rows: Sequence[ScoreRow], objective: Objective) -> SpreadReport:
@@ -214,10 +264,12 @@ def _score_fields(score: TrialScore) -> dict[str, object]:
         'path_length_m': score.path_length_m,
         'grasps': score.grasps,
         'drops': score.drops,
+        'left_out': ' '.join(score.left_out),
         'lambda_self': reward.lambda_self,
         'lambda_ext': reward.lambda_ext,
         'lambda_success': reward.lambda_success,
         'self_reward': reward.self_reward,
+        'keypoints': score.keypoints,
     }
 
 

@@ -21,7 +21,7 @@ class Stage:
     grasp: bool  # ends with a grasp
     release: bool  # ends with a release
     constraints: tuple[str, ...]
-    ends: str  # the event that ends it, a name in stage_events.EVENTS
+    ends: str  # the event that ends it, a name in stage_events.EVENTS or JOINT_EVENTS
 
 
 @dataclass(frozen=True)
@@ -89,3 +89,8 @@ def declared_support(roles: Mapping[str, object]) -> tuple[str, ...]:
     """Return what the target rests on at first, a name or a list of names, as names."""
     support = roles.get('support') or ()
     return (support,) if isinstance(support, str) else tuple(support)
+
+
+def declared_passable(environment: Mapping[str, object]) -> frozenset[str]:
+    """Return the keypoints that are no obstacles: regions, and what the goal acts on."""
+    return frozenset(map(str, environment.get('not_obstacles') or ()))

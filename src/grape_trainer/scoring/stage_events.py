@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from grape_trainer.scoring.stage_cut import Condition
 from grape_trainer.scoring.stage_definition import Roles, StageError
+from grape_trainer.scoring.stage_part import AIMED_EVENTS
 from grape_trainer.scoring.stage_signals import TrialSignals
 
 
@@ -31,9 +33,10 @@ def event(trial: TrialSignals, name: str, roles: Roles) -> Event:
         KeypointError: a role that names no recorded keypoint.
 
     """
-    if name not in EVENTS:
-        raise StageError(f"there is no event '{name}'; there are: {', '.join(EVENTS)}.")
-    return EVENTS[name](trial, roles)
+    known = {**EVENTS, **JOINT_EVENTS}
+    if name not in known:
+        raise StageError(f"there is no event '{name}'; there are: {', '.join(known)}.")
+    return known[name](trial, roles)
 
 
 def _grasped(trial: TrialSignals, roles: Roles) -> Event:
@@ -126,6 +129,18 @@ def _part(trial: TrialSignals, roles: Roles, share: np.ndarray) -> Event:
     return Event(Condition(share >= 1.0, attempt=False, lasting=True), share)
 
 
+def _aimed(trial: TrialSignals, roles: Roles, aim: str) -> Event:
+    """The first keypoint's part was brought to where a goal is reached, and was not so before."""
+    joint, values = trial.joint(roles.target)
+    if aim not in joint.reached:
+        raise StageError(
+            f"the joint of '{roles.target}' is declared for {', '.join(joint.reached)}; expected "
+            f"'{aim}' among its 'reached'."
+        )
+    done = joint.done(values, aim)
+    return Event(Condition(done, attempt=False, lasting=True), joint.share(values, aim))
+
+
 # The first line of each is what a vision-language model is told about it.
 EVENTS: Mapping[str, Callable[[TrialSignals, Roles], Event]] = {
     'grasped': _grasped,
@@ -138,4 +153,9 @@ EVENTS: Mapping[str, Callable[[TrialSignals, Roles], Event]] = {
     'moved': _moved,
     'turned': _turned,
     'fallen': _fallen,
+}
+# What a part does whose joint the environment declares: a model that looks at a picture does not
+# know which are, so that it is not told about these.
+JOINT_EVENTS: Mapping[str, Callable[[TrialSignals, Roles], Event]] = {
+    name: partial(_aimed, aim=aim) for aim, name in AIMED_EVENTS.items()
 }

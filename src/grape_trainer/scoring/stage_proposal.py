@@ -21,7 +21,7 @@ from grape_trainer.scoring.stage_definition import (
     StageError,
     StagePlan,
 )
-from grape_trainer.scoring.stage_events import EVENTS
+from grape_trainer.scoring.stage_events import EVENTS, JOINT_EVENTS
 from grape_trainer.scoring.vlm import Proposed
 from grape_trainer.scoring.vlm_reply import ProposedConstraint, program_text
 
@@ -56,7 +56,7 @@ class ProposalStage(_Part):
     keypoints: tuple[str, ...] = Field(min_length=1)  # what, then where
     grasp: bool
     release: bool
-    ends: Literal[tuple(EVENTS)]
+    ends: Literal[(*EVENTS, *JOINT_EVENTS)]
     constraints: tuple[ProposedConstraint, ...]  # none: a template's, whose objective has them
 
 
@@ -75,6 +75,9 @@ class StageProposal(_Part):
         numbers = [stage.number for stage in self.stages]
         if numbers != list(range(1, len(numbers) + 1)):
             raise ValueError(f'the numbers of the stages are {numbers}; expected 1, 2, 3, ...')
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f'the names of the stages repeat: {", ".join(names)}')
         for stage in self.stages:
             unknown = [name for name in stage.keypoints if name not in self.keypoints]
             if unknown:
@@ -177,11 +180,23 @@ def read_proposal(path: Path | str) -> StageProposal:
             cannot be.
 
     """
-    path = Path(path)
+    return parse_proposal(read_proposal_text(path), path)
+
+
+def read_proposal_text(path: Path | str) -> str:
+    """Return the text of a file; ProposalError where it cannot be read."""
     try:
-        return StageProposal.model_validate(json.loads(path.read_text(encoding='utf-8')))
+        return Path(path).read_text(encoding='utf-8')
     except OSError as error:
         raise ProposalError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ProposalError(f"'{path}' is not JSON ({error}).") from error
+
+
+def parse_proposal(text: str, path: Path | str) -> StageProposal:
+    """Do what `read_proposal` does, with the text of the file."""
+    try:
+        return StageProposal.model_validate(json.loads(text))
     except ValidationError as error:
         problems = [
             f'  {".".join(map(str, e["loc"])) or "the whole"}: {e["msg"]}'

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from grape_episode.episode import Episode
 from grape_trainer.scoring.keypoint import KeypointTrack
 from grape_trainer.scoring.stage_definition import Roles, StageError
+from grape_trainer.scoring.stage_part import Joint, declared_joint
 
 # How SceneState names the robot's own bodies in `contacts`.
 ROBOT_BODIES = frozenset(('robot', 'finger_left', 'finger_right'))
@@ -165,6 +166,22 @@ class TrialSignals:
         turn = self.rotation(target)
         turned = 0.0 if turn is None else turn.magnitude().max()
         return self.displacement_m(target).max() < STILL_M and turned < STILL_RAD
+
+    def joint(self, target: str) -> tuple[Joint, np.ndarray]:
+        """Return the declared joint of a keypoint's part, and its value (T+1,).
+
+        Raises:
+            StageError: none is declared, or its value cannot be told.
+
+        """
+        joint = declared_joint(self._episode.info.environment, target)
+        if joint is None:
+            raise StageError(
+                f"the environment declares no joint of '{target}', so that open is not told from "
+                "closed; declare it under 'joints' at START (docs/reference/stages.md), or end "
+                "the stage with 'moved' or 'turned'."
+            )
+        return joint, joint.values(self._track.position_m(target), self.rotation(target))
 
     @property
     def success(self) -> np.ndarray:
