@@ -13,8 +13,8 @@ plain     two models, policy and reference, and one step at a time, as published
 All give the same gradient. Each cell runs in a process of its own, whose peak resident memory is
 read from the kernel; CPU seconds are told beside the clock's, which other work on the machine
 stretches. The first two have the reference's log-probabilities, computed once a run; that pass
-costs what two_pass costs more than one_pass. A cell whose memory, extrapolated from the two before, is above --limit-gib is not run,
-and says so.
+costs what two_pass costs more than one_pass. A cell whose memory, extrapolated from the two
+before, is above --limit-gib is not run, and says so.
 """
 
 from __future__ import annotations
@@ -87,19 +87,19 @@ def main() -> None:
 
 def measure(method: str, steps: int, chunk_steps: int) -> Cell:
     """Time one pair of `steps`-step trials after a warm-up, in this process."""
-    engine = Engine(_fresh_policy())
+    engine = Engine(fresh_policy())
     engine.adapters.new('trained', seed=0)
-    trials = {bag: _made_up(engine, bag, steps) for bag in (PAIR.chosen, PAIR.rejected)}
+    trials = {bag: made_up(engine, bag, steps) for bag in (PAIR.chosen, PAIR.rejected)}
     reference = {bag: torch.full((steps, 7), -6.9) for bag in trials}
     known = {'one_pass': _one_pass, 'two_pass': _two_pass, 'naive': _naive}
     run = known.get(method) or _Plain()
-    short = {bag: _made_up(engine, bag, 2) for bag in trials}
+    short = {bag: made_up(engine, bag, 2) for bag in trials}
     run(engine, short, {bag: reference[bag][:2] for bag in trials}, chunk_steps)
-    before = _peak_mib()
+    before = peak_mib()
     started, cpu_started = time.monotonic(), time.process_time()
     run(engine, trials, reference, chunk_steps)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
-    return Cell(method, steps, seconds, cpu_seconds, _peak_mib(), _peak_mib() - before)
+    return Cell(method, steps, seconds, cpu_seconds, peak_mib(), peak_mib() - before)
 
 
 def _two_pass(engine, trials, reference, chunk_steps) -> None:
@@ -119,7 +119,7 @@ class _Plain:
     """Two models in memory, a forward pass of each for every step."""
 
     def __init__(self) -> None:
-        self._reference = Engine(_fresh_policy())
+        self._reference = Engine(fresh_policy())
 
     def __call__(self, engine, trials, reference, chunk_steps) -> None:
         policy, other = policy_log_probs(engine), policy_log_probs(self._reference)
@@ -152,12 +152,14 @@ def _naive(engine, trials, reference, chunk_steps) -> None:
     tpo_loss(batch, TpoOptions())[0].backward()
 
 
-def _fresh_policy() -> Checkpoint:
+def fresh_policy() -> Checkpoint:
+    """Return grape-tiny with random weights."""
     statistics = {'q01': [-1.0] * 7, 'q99': [1.0] * 7, 'mask': [True] * 6 + [False]}
     return build_tiny(ARCHITECTURE, [INSTRUCTION], {'grape': {'action': statistics}}, seed=0)
 
 
-def _made_up(engine: Engine, bag: Path, steps: int) -> TokenTrial:
+def made_up(engine: Engine, bag: Path, steps: int) -> TokenTrial:
+    """Return a trial of random frames and tokens."""
     generator = np.random.default_rng(steps)
     size, tokens = engine.processor.pixels.image_size, engine.action_tokenizer
     return TokenTrial(
@@ -201,7 +203,8 @@ def _extrapolate(cells: list[Cell], steps: int) -> float | None:
     return known[1].peak_mib + slope * (steps - known[1].steps)
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Return the largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -15,9 +15,10 @@ from grape_trainer.dataset import BagPair
 from grape_trainer.distributed import join_ranks
 from grape_trainer.objective.tpo import TpoOptions
 from grape_trainer.preference_run import policy_log_probs
+from grape_trainer.train_dpo import train_dpo
 from grape_trainer.train_sft import train_sft
 from grape_trainer.train_tpo import train_tpo
-from grape_trainer.training_config import SftConfig, TpoConfig
+from grape_trainer.training_config import DpoConfig, SftConfig, TpoConfig
 from grape_trainer.trajectory_gradient import NotFiniteError, accumulate_gradient
 
 # Nine steps: batches of 16 rows, the last of an epoch smaller; shifts and light are drawn.
@@ -31,6 +32,10 @@ TPO = TpoConfig(
     lr=1e-3, batch_size=2, epochs=4, lora_rank=4, lora_alpha=4, chunk_steps=4, torch_threads=1,
     checkpoint_every=1,
 )  # fmt: skip
+
+DPO = DpoConfig(
+    lr=1e-3, batch_size=2, epochs=2, lora_rank=4, lora_alpha=4, chunk_steps=4, torch_threads=1
+)
 
 
 def sft(work: Path, out: Path, config: SftConfig, **options: object):
@@ -46,6 +51,11 @@ def tpo(work: Path, out: Path, config: TpoConfig, **options: object):
     return train_tpo(config, work / 'policy', work / 'pairs.json', out, **options)
 
 
+def dpo(work: Path, out: Path, config: DpoConfig):
+    """Train on the three pairs by an objective that needs two passes."""
+    return train_dpo(config, work / 'policy', work / 'pairs.json', out)
+
+
 def main(work: Path) -> None:
     """Run all cases, one after the other, in this process of two."""
     rank = int(os.environ['RANK'])
@@ -55,6 +65,7 @@ def main(work: Path) -> None:
     sft(work, out / 'sft_fsdp', replace(LORA, **fsdp))
     tpo(work, out / 'tpo', TPO)
     tpo(work, out / 'tpo_fsdp', replace(TPO, **fsdp))
+    dpo(work, out / 'dpo_fsdp', replace(DPO, **fsdp))
     tpo(work, out / 'begun_by_one', TPO)
     found = {'interrupted': _interrupted_in_the_second(work, out / 'begun_by_two', rank)}
     ranks = join_ranks(TPO)

@@ -6,6 +6,7 @@ what everything else has to equal.
 
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,7 +101,7 @@ def processes(*words):
 def test_whatever_is_killed_every_trial_is_collected_once_and_as_with_own_engines(made):
     """SIGKILL for the bridge, the policy node, the recorder and the policy server, one a trial."""
     folder, logs = made.root / 'shared', made.root / 'shared_logs'
-    setup = GraphSetup(made.policy, contract=made.setup.contract, rendering='fast', engine=SHARED)
+    setup = replace(made.setup, engine=SHARED)
     victims = ['bridge_node.yaml', 'policy_node.yaml', 'recorder_node.yaml', 'serve']
 
     def kill_one_after_the_other():
@@ -122,7 +123,9 @@ def test_whatever_is_killed_every_trial_is_collected_once_and_as_with_own_engine
     assert_each_once(folder, made.own)
     assert_same(adapted, made.own_other)
     errors = [bag for bag in find_bags(folder) if read_info(bag).outcome == Outcome.ERROR]
-    assert len(errors) == 2  # of the bridge and the policy node; the recorder's own has no end
+    # Of the bridge and the policy node; the recorder's own has no end. The server's trial outlives
+    # it (test_remote_node.py), unless a busy machine takes longer than 30 s to start it again.
+    assert 2 <= len(errors) <= 3
     assert not processes('grape_bringup.child', str(made.policy))
 
 

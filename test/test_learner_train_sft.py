@@ -87,12 +87,12 @@ def test_run_paused_by_ctrl_c_ends_in_the_same_policy_bit_for_bit(demos, tmp_pat
 
 
 def test_micro_batches_give_the_large_batchs_gradient(demos, tmp_path):
-    config = replace(CONFIG, max_steps=1, shift_px=0, brightness=0.0, held_out_episodes=0)
+    config = replace(CONFIG, max_steps=1, held_out_episodes=0)
     run(demos, tmp_path / 'large', replace(config, micro_batch_size=64))
-    run(demos, tmp_path / 'small', replace(config, micro_batch_size=3))
+    run(demos, tmp_path / 'small', replace(config, micro_batch_size=1))
     large, small = (read_metrics(tmp_path / n)[0] for n in ('large', 'small'))
-    assert small['loss'] == pytest.approx(large['loss'], rel=1e-5)
-    assert small['grad_norm'] == pytest.approx(large['grad_norm'], rel=1e-4)
+    for name in ('loss', 'grad_norm'):
+        assert small[name] == pytest.approx(large[name], rel=1e-6)
 
 
 def test_lora_on_a_policy_writes_an_adapter_and_leaves_the_policy_alone(demos, tmp_path):

@@ -210,7 +210,7 @@ class Pool:
                     return
                 graph = self._graph(index, folder)
                 graph.record_to(folder)
-                graph.use_adapter(adapter)
+                graph.use_adapter(None if adapter is None else adapter.absolute())
                 result = graph.run_episode(replace(item.request, episode_id=item.name), run.cancel)
                 run.ended.put((item, result))
         except Exception as error:  # noqa: BLE001 - handed to the caller of `run`

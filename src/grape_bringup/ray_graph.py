@@ -11,7 +11,6 @@ under the same path, unless the engine is shared.
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import threading
@@ -27,8 +26,7 @@ from grape_episode.outcome import Outcome
 LOCAL = 'local'
 POLL_S = 0.2
 STOP_S = 20.0
-
-log = logging.getLogger(__name__)
+RAYS_GUESSES = ' Some common causes'  # they follow what is known
 
 
 class RayError(RuntimeError):
@@ -124,7 +122,7 @@ class RayGraph:
 
     def use_adapter(self, path: Path | None) -> None:
         """Act with this adapter from the next episode on; a path of the policy's machine."""
-        self._adapter = None if path is None else path.resolve()
+        self._adapter = path
 
     def run_episode(self, request: EpisodeRequest, cancel: threading.Event) -> EpisodeResult:
         """Play one episode, as Graph.run_episode.
@@ -143,8 +141,7 @@ class RayGraph:
             return self._kept(self._play(self._host, request, cancel))
         except (errors.RayActorError, errors.ObjectLostError) as error:
             self.kill()
-            reason = ' '.join(str(error).split())
-            log.error('%s: the Ray worker died: %s', request.episode_id, reason)
+            reason = ' '.join(str(error).split()).partition(RAYS_GUESSES)[0]
             return EpisodeResult(Outcome.ERROR, 0, None, f'the Ray worker died: {reason}')
         except errors.RayTaskError as error:
             raise error.cause from error

@@ -308,7 +308,8 @@ class Engine:
             pixels = part if isinstance(part, torch.Tensor) else self.processor.pixel_values(part)
             ids = token_ids[start : start + chunk].to(device)
             prompt = input_ids.to(device).expand(len(ids), -1)
-            logits = self.model.action_logits(pixels.to(device), prompt, ids)
+            with self.mixed_precision():
+                logits = self.model.action_logits(pixels.to(device), prompt, ids)
             log_probs = F.log_softmax(logits.float(), dim=-1)
             parts.append(log_probs.gather(2, ids[..., None])[..., 0])
         return torch.cat(parts) if parts else torch.zeros(0, ACTION_DIMS)
@@ -326,13 +327,20 @@ class Engine:
         device = self.model.device
         ids = token_ids.to(device)
         prompt = self._prompt((instruction,))[0].to(device).expand(len(ids), -1)
-        hidden = self.model.action_hidden(pixel_values.to(device), prompt, ids)
-        log_probs = F.log_softmax(self.model.language_model.lm_head(hidden).float(), dim=-1)
+        with self.mixed_precision():
+            hidden = self.model.action_hidden(pixel_values.to(device), prompt, ids)
+            logits = self.model.language_model.lm_head(hidden)
+        log_probs = F.log_softmax(logits.float(), dim=-1)
         return ScoredSteps(
             log_probs=log_probs.gather(2, ids[..., None])[..., 0],
             entropy=-(log_probs.exp() * log_probs).sum(-1),
             hidden=hidden[:, 0].float(),
         )
+
+    def mixed_precision(self) -> torch.autocast:
+        """Matrix products in bfloat16 on a GPU, float32 adapter weights included; not on a CPU."""
+        kind = self.model.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=kind != 'cpu')
 
     def describe(self) -> dict[str, object]:
         """What a recording says about the policy (EpisodeEvent READY's config_json)."""

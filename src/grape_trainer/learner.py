@@ -236,9 +236,10 @@ class Learner:
 
         def pause(*_: object) -> None:
             self._interrupted = True
-            # A launcher and the terminal may each pass on the same Ctrl-C.
-            if self._ranks.count == 1:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self._ranks.count > 1:  # a launcher and the terminal may each pass on one Ctrl-C
+                log.warning('interrupted: all processes end before their next step')
+                return
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             log.warning('interrupted: writing the checkpoint (again to stop at once)')
 
         signal.signal(signal.SIGINT, pause)

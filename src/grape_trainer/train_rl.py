@@ -24,7 +24,7 @@ from grape_policy_node.action_tokens import ACTION_DIMS
 from grape_policy_node.adapters import BASE, adapter_id
 from grape_policy_node.engine import Engine
 from grape_trainer.dataset import DataError, TrialStore
-from grape_trainer.distributed import distributed
+from grape_trainer.distributed import join_ranks
 from grape_trainer.learner import (
     FitResult,
     Learner,
@@ -110,34 +110,34 @@ def train_rl(
         torch.set_num_threads(config.torch_threads)
     start_adapter = Path(start_adapter) if start_adapter else None
     folders = [Path(folder) for folder in bag_folders]
-    with distributed(config) as ranks:
-        # Nothing is un-normalised here, but a policy of several data sets has to be told which.
-        key = read_info(find_bags(folders)[0]).policy.get('unnorm_key')
-        engine = Engine.load(policy_dir, key, start_adapter, config.device)
-        actor = Actor(engine.policy_sha256, adapter_id(start_adapter) if start_adapter else BASE)
-        chosen = choose_bags(folders, actor, config.other_trials)
-        objective = load_objective(config.objective)
-        identity = {
-            'data': trials_hash(chosen),
-            'objective_sha256': objective.config_sha256,
-            'policy_sha256': actor.policy_sha256,
-            'start_adapter': actor.adapter_id,
-        }
-        with RunFolder(Path(out_dir), config.kind, config, identity, resume, ranks) as run:
-            done = run.finished()
-            if done is not None:
-                log.info('%s is complete already', out_dir)
-                return RlResult(**done)
-            run.begin()
-            show = progress or (lambda _: None)
-            trials = read_trials(
-                chosen, config.reward, objective,
-                lambda done: show(Progress('read bags', done, len(chosen))),
-            )  # fmt: skip
-            policy = RlPolicy.make(config, engine, actor, start_adapter, ranks)
-            result = _RlRun(config, policy, trials, run, show).fit()
-            if not result.interrupted:
-                run.finish(asdict(result))
+    ranks = join_ranks(config)
+    # Nothing is un-normalised here, but a policy of several data sets has to be told which.
+    key = read_info(find_bags(folders)[0]).policy.get('unnorm_key')
+    engine = Engine.load(policy_dir, key, start_adapter, config.device)
+    actor = Actor(engine.policy_sha256, adapter_id(start_adapter) if start_adapter else BASE)
+    chosen = choose_bags(folders, actor, config.other_trials)
+    objective = load_objective(config.objective)
+    identity = {
+        'data': trials_hash(chosen),
+        'objective_sha256': objective.config_sha256,
+        'policy_sha256': actor.policy_sha256,
+        'start_adapter': actor.adapter_id,
+    }
+    with RunFolder(Path(out_dir), config.kind, config, identity, resume, ranks) as run:
+        done = run.finished()
+        if done is not None:
+            log.info('%s is complete already', out_dir)
+            return RlResult(**done)
+        run.begin()
+        show = progress or (lambda _: None)
+        trials = read_trials(
+            chosen, config.reward, objective,
+            lambda done: show(Progress('read bags', done, len(chosen))),
+        )  # fmt: skip
+        policy = RlPolicy.make(config, engine, actor, start_adapter, ranks)
+        result = _RlRun(config, policy, trials, run, show).fit()
+        if not result.interrupted:
+            run.finish(asdict(result))
     return result
 
 

@@ -136,7 +136,10 @@ def train_sft(
         run.begin()
         show = progress or (lambda _: None)
         training, held_out = hold_out(good, config.held_out_episodes, config.seed)
-        start = None if init_policy is None else load_checkpoint(init_policy, device=config.device)
+        # Weights that are trained stay float32; a frozen base on a GPU is bfloat16, as in acting.
+        half = config.trainable == 'lora' and torch.device(config.device).type != 'cpu'
+        dtype = torch.bfloat16 if half else torch.float32
+        start = load_checkpoint(init_policy, dtype, config.device) if init_policy else None
         size = (
             load_tiny_config(architecture).image_size
             if start is None
@@ -276,8 +279,9 @@ class _SftRun:
         device = self._model.device
         pixels = pixel_values(images.to(device), self._checkpoint.processor.pixels)
         ids = data.token_ids[rows].to(device)
-        logits = self._model.action_logits(pixels, data.input_ids(rows).to(device), ids).float()
-        log_probs = logits.log_softmax(-1)
+        with self._engine.mixed_precision():
+            logits = self._model.action_logits(pixels, data.input_ids(rows).to(device), ids)
+        log_probs = logits.float().log_softmax(-1)
         # Decoding is among the action ids, and so is the accuracy.
         first, stop = (
             self._engine.action_tokenizer.first_id,
