@@ -109,7 +109,7 @@ def test_another_configuration_in_the_same_folder_is_refused_and_named(config, t
         ({'eval_init_states': '3-5'}, 'state 3'),
         ({'policy': None}, 'policy is None'),
         ({'method': 'dagger'}, "method is 'dagger'; expected one of: tpo, dpo"),
-        ({'without': ['reward']}, 'expected one of: self, ext, success'),
+        ({'reward': 2}, 'reward is 2; expected a mapping'),
         ({'evaluations': {'far': {'tasks': ['a/0'], 'states': '1'}}}, 'far has the unknown keys'),
         (
             {'evaluations': {'far': {'tasks': ['libero_object/0+obstacle'], 'init_states': '2'}}},

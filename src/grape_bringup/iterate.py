@@ -102,14 +102,7 @@ class GraphSteps:
         self._run = run
         self._policy = policy
         self._graphs = graphs
-        objective = load_objective(config.objective)
-        if config.without:
-            kept = objective.reward
-            objective = objective.with_lambdas(
-                0.0 if 'self' in config.without else kept.lambda_self,
-                0.0 if 'ext' in config.without else kept.lambda_ext,
-                0.0 if 'success' in config.without else kept.lambda_success,
-            )
+        objective = load_objective(config.objective).with_reward(**config.reward)
         self._objective = prepare(objective)
         train = str(find_path(config.train)) if config.train else ''
         self._settings = method_config(config.method, train, policy, config.seed)

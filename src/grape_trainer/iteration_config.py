@@ -17,7 +17,6 @@ from grape_trainer.evaluation import assert_disjoint, parse_init_states
 PAIRED = ('tpo', 'dpo')
 METHODS = (*PAIRED, 'kto', 'sft', 'ppo', 'grpo', 'tgrpo')
 RANKINGS = ('gcpg', 'random')
-TERMS = ('self', 'ext', 'success')
 
 
 class IterationError(ValueError):
@@ -50,7 +49,7 @@ class IterateConfig:
         trials, m, temperature: N_t, top and bottom m, and the sampling temperature of collection
             (the paper: 5 trials, m = 2 in its released code).
         ranking: gcpg, or random: pairs of any two trials (an ablation).
-        without: terms of R_GCPG to leave out: self, ext, success (ablations).
+        reward: what differs from the objective's section of that name: lambda_self ...
         evaluations: name -> more to evaluate on, beside `tasks` on eval_init_states.
         shared: folder of what runs of other methods have in common, the base policy's evaluation
             and trials; a run plays there what is missing.
@@ -72,8 +71,8 @@ class IterateConfig:
     m: int = 2
     min_margin: float = 0.0
     ranking: str = 'gcpg'
-    without: tuple[str, ...] = ()
     objective: str = 'completion'
+    reward: Mapping[str, object] = field(default_factory=dict)
     evaluations: Mapping[str, Evaluated] = field(default_factory=dict)
     shared: str = ''
     seed: int = 0
@@ -104,8 +103,6 @@ class IterateConfig:
             raise IterationError("tasks is empty; expected names such as 'libero_object/0'.")
         _one_of('method', self.method, METHODS)
         _one_of('ranking', self.ranking, RANKINGS)
-        for term in self.without:
-            _one_of('without', term, TERMS)
         for evaluated in (self.eval_cells, *(e.cells for e in self.evaluations.values())):
             assert_disjoint(_bases(self.train_cells), _bases(evaluated))
 
@@ -138,7 +135,7 @@ class IterateConfig:
         }
         return vars(self) | {
             'tasks': list(self.tasks),
-            'without': list(self.without),
+            'reward': dict(self.reward),
             'evaluations': evaluations,
         }
 
@@ -204,6 +201,8 @@ def _checked(kind: type, content: Mapping[str, object], where: str) -> dict[str,
 def _typed(name: str, value: object, kind: str, where: str) -> object:
     """Check a YAML value against the field's type."""
     if kind.startswith('Mapping'):
+        if not isinstance(value, dict):
+            raise IterationError(f'{where}: {name} is {value!r}; expected a mapping.')
         return value
     if kind.startswith('tuple'):
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

@@ -166,7 +166,12 @@ def _objective(run: Run) -> Objective | None:
     except ObjectiveError as error:
         log.warning('the stages of the trials are not shown: %s', error)
         return None
-    scored = objective.with_lambdas(row.lambda_self, row.lambda_ext, row.lambda_success)
+    scored = objective.with_reward(
+        lambda_self=row.lambda_self,
+        lambda_ext=row.lambda_ext,
+        lambda_success=row.lambda_success,
+        self_reward=row.self_reward,
+    )
     if scored.program is not None and scored.template is not None:
         return scored  # its own hash leaves the program out; the stages are the template's
     if scored.config_sha256 != row.config_sha256:

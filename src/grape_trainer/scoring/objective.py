@@ -98,12 +98,14 @@ class Objective(Section):
 
     def with_lambdas(self, self_reward: float, external: float, success: float) -> Objective:
         """Return the same objective with other weights of Eq. 9."""
+        return self.with_reward(
+            lambda_self=self_reward, lambda_ext=external, lambda_success=success
+        )
+
+    def with_reward(self, **changes: object) -> Objective:
+        """Return the same objective with another section `reward`, as far as it is given."""
         content = self.model_dump()
-        content['reward'] |= {
-            'lambda_self': self_reward,
-            'lambda_ext': external,
-            'lambda_success': success,
-        }
+        content['reward'] |= changes
         return _validated(content, f"objective '{self.name}'")
 
     def with_keypoints(self, **settings: object) -> Objective:
