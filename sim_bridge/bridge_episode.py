@@ -26,10 +26,11 @@ from sim_bridge import ros_messages
 from sim_bridge.bridge_topics import SOURCE, BridgeTopics
 from sim_bridge.environment import Environment, SimulatorError, UnknownTaskError
 from sim_bridge.expert import Expert
+from sim_bridge.keyboard_operator import Operator
 from sim_bridge.rollout import ActuationNoise
 
 FEEDBACK_EVERY = 10  # steps
-CONTROLLERS = ('policy', 'expert')
+CONTROLLERS = ('policy', 'expert', 'operator')
 MODES = ('lockstep', 'realtime')
 POLL_S = 0.1
 PRESENCE_PERIOD_S = 1.0
@@ -120,9 +121,17 @@ class BridgeEpisode:
             )
         self._noise = ActuationNoise(goal.action_noise, goal.seed)
         self._observation = self._env.reset(goal.task, goal.init_state, goal.seed)
-        is_expert = goal.controller == 'expert'
-        self._expert = Expert(self._env, goal.expert_attempt) if is_expert else None
+        self._expert = self._script()
         self._limit = goal.max_steps or self._env.task_info().max_steps
+
+    def _script(self) -> Expert | None:
+        """Return what acts in the policy's place, if anything does."""
+        goal = self._goal
+        if goal.controller == 'expert':
+            return Expert(self._env, goal.expert_attempt)
+        if goal.controller == 'operator':
+            return Operator(self._env, goal.expert_attempt, goal.seed)
+        return None
 
     def _start(self) -> None:
         goal, info = self._goal, self._env.task_info()

@@ -120,8 +120,7 @@ class Expert:
         bottom = self._extent(name)[0][2]
         carry_z = max(grasp.position_m[2], place[2] + grasp.position_m[2] - bottom) + 0.13
         carry_z = max(carry_z, self._over_obstacles_z() + grasp.position_m[2] - bottom)
-        lift = (carry_z - grasp.position_m[2]) * up
-        yield from self._go(grasp, lift, CLOSED, 0.02, 60, 0.1)
+        yield from self._lift(grasp, carry_z, place)
         # Where the object hangs in the hand decides where the hand must go.
         low, high = self._extent(name)
         position, _ = self._pose()
@@ -137,6 +136,11 @@ class Expert:
         yield from self._hold(
             Grasp(released.position_m + CLEARANCE_M * up, grasp.rotation), OPEN, 5
         )
+
+    def _lift(self, grasp: Grasp, carry_z: float, place: np.ndarray) -> Iterator[np.ndarray]:
+        """Raise the object in the hand to a height from which it goes straight to its place."""
+        lift = np.array([0.0, 0.0, carry_z - grasp.position_m[2]])
+        yield from self._go(grasp, lift, CLOSED, 0.02, 60, 0.1)
 
     def _turn_on(self, name: str) -> Iterator[np.ndarray]:
         part = next(part for part in self._scene.parts if part.argument == name)
@@ -158,11 +162,15 @@ class Expert:
     def _descend(self, grasp: Grasp, near: Approach) -> Iterator[np.ndarray]:
         """Come from above and close."""
         up = np.array([0.0, 0.0, 1.0])
-        above_m = max(CLEARANCE_M, self._over_obstacles_z() - grasp.position_m[2])
-        yield from self._go(grasp, above_m * up, OPEN, 0.02, 60, 0.1)
+        yield from self._go(grasp, self._above_m(grasp), OPEN, 0.02, 60, 0.1)
         yield from self._go(grasp, 0.05 * up, OPEN, near.above_m, 30, near.turn_rad)
         yield from self._go(grasp, 0.0 * up, OPEN, near.grasp_m, near.grasp_steps, near.turn_rad)
         yield from self._hold(grasp, CLOSED, near.closing_steps)
+
+    def _above_m(self, grasp: Grasp) -> np.ndarray:
+        """Return the offset (3,) from a grasp to where the hand comes from."""
+        height = max(CLEARANCE_M, self._over_obstacles_z() - grasp.position_m[2])
+        return np.array([0.0, 0.0, height])
 
     def _go(
         self,

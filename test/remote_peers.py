@@ -7,7 +7,6 @@ grape_policy_node.remote.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,15 +21,11 @@ import numpy as np
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
+from grape_bringup.node_process import free_port
+
 TOKEN = 'a-token-of-a-test-0123456789'
 LEARNED = [['libero_object/0', 3]]
 START_TIMEOUT_S = 60.0
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 class PolicyProcess:

@@ -6,9 +6,12 @@ import json
 import pytest
 import yaml
 
+from grape_bringup.experiment_results import read_results
+from grape_bringup.graph_setup import EpisodeRequest
+from grape_bringup.manifest import Manifest
 from grape_episode.outcome import Outcome
 from grape_trainer.evaluation import EpisodeResult, evaluation_dict
-from grape_trainer.experiment import BASE, Experiment, bootstrap_difference, cells, read_results
+from grape_trainer.experiment import BASE, Experiment, bootstrap_difference, cells
 from grape_trainer.experiment_table import write_results
 from grape_trainer.iteration_config import IterationError
 
@@ -57,8 +60,12 @@ def record(folder, outcomes, name='eval.json', task='libero_object/0'):
 
 def trials(folder, steps):
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({'episode_id': f't{i}', 'steps': n}) for i, n in enumerate(steps)]
-    (folder / 'episodes.jsonl').write_text('\n'.join(lines) + '\n{"episode')
+    manifest = Manifest(folder, {})
+    for index, count in enumerate(steps):
+        request = EpisodeRequest(f't{index}', 'libero_object/0', 0, index)
+        manifest.add(request, Outcome.FAILURE, count, None, '')
+    with (folder / 'episodes.jsonl').open('a') as stream:
+        stream.write('{"episode')  # a killed run's last line
 
 
 def fill(experiment):

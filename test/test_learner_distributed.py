@@ -15,7 +15,8 @@ import yaml
 from learner_ranks import DPO, LORA, SFT, TPO, dpo, interrupt_at, sft, tpo
 from safetensors.torch import load_file
 
-from grape_bringup.processes import free_port, run_in_processes
+from grape_bringup.node_process import free_port
+from grape_bringup.processes import run_in_processes
 from grape_policy_node.engine import Engine
 from grape_trainer.run_folder import read_metrics
 from grape_trainer.training_config import ConfigError, SftConfig

@@ -45,7 +45,8 @@ def table(file: File, out: Out = None) -> None:
 
 
 def _write(experiment: object) -> None:
-    from grape_trainer.experiment import cells, read_results
+    from grape_bringup.experiment_results import read_results
+    from grape_trainer.experiment import cells
     from grape_trainer.experiment_table import write_results
 
     found = cells(read_results(experiment))

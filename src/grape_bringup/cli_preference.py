@@ -12,10 +12,9 @@ from grape_bringup.cli_train import (
     Config,
     Out,
     TrainSeed,
-    load_settings,
+    adapter_settings,
     say_trained,
     stop_if,
-    tiny_config,
 )
 from grape_bringup.processes import Processes
 
@@ -34,12 +33,10 @@ def dpo(
 
     --adapter: as for tpo. Configuration: config/train/dpo_tiny.yaml for a policy below 0.5 GB.
     """
-    from grape_bringup.rollouts import check_policy
     from grape_trainer.train_dpo import train_dpo
     from grape_trainer.training_config import DpoConfig
 
-    check_policy(policy, adapter)
-    settings = load_settings(DpoConfig, config or tiny_config(policy, 'dpo'), seed)
+    settings = adapter_settings(DpoConfig, 'dpo', policy, adapter, config, seed)
     with ProgressBar('dpo') as bar:
         result = train_dpo(settings, policy, pairs, out, adapter, bar.training, resume)
     stop_if(result.interrupted)
@@ -68,12 +65,10 @@ def kto(
     """
     if (scores is None) == (not bags):
         raise UsageError('Give either --scores or --bags.')
-    from grape_bringup.rollouts import check_policy
     from grape_trainer.train_kto import labelled_trials, train_kto
     from grape_trainer.training_config import KtoConfig
 
-    check_policy(policy, adapter)
-    settings = load_settings(KtoConfig, config or tiny_config(policy, 'kto'), seed)
+    settings = adapter_settings(KtoConfig, 'kto', policy, adapter, config, seed)
     trials = labelled_trials(settings, scores, bags or ())
     with ProgressBar('kto') as bar:
         result = train_kto(settings, policy, trials, out, adapter, bar.training, resume)

@@ -81,6 +81,13 @@ def demos(
         float, typer.Option(min=0.0, help='Standard deviation added to the executed action.')
     ] = 0.25,
     trials: Annotated[int, typer.Option(min=1, help='Demonstrations an initial state.')] = 1,
+    operator: Annotated[
+        bool,
+        typer.Option(
+            '--operator',
+            help='As a person at a keyboard: in steps, with fumbles, at times low or slow.',
+        ),
+    ] = False,
     seed: Seed = 0,
     workers: Workers = 0,
     max_steps: MaxSteps = 0,
@@ -101,7 +108,8 @@ def demos(
 
     require_new(out, resume, HELD)
     cells = check_cells(task, parse_init_states(init_states), perturb or [])
-    requests = demo_requests(cells, seed, noise, max_steps, trials)
+    controller = 'operator' if operator else 'expert'
+    requests = demo_requests(cells, seed, noise, max_steps, trials, controller)
     setup = GraphSetup(None, contract=contract, rendering=rendering)
     with EpisodeBar('demos') as bar, Pool(setup, out / 'logs', workers, ray) as pool:
         by = played_by(contract, rendering)

@@ -90,18 +90,15 @@ def show(
     from grape_trainer.scoring.keypoint import SceneSource
     from grape_trainer.scoring.objective import load_objective
     from grape_trainer.scoring.stage import control_rate_hz, segment_plan
-    from grape_trainer.scoring.stage_plan import plan_for
-    from grape_trainer.scoring.stage_proposal import read_proposal
+    from grape_trainer.scoring.stage_proposal import choose_plan, read_proposal
 
     if template and proposal:
         raise UsageError('--template and --proposal both say the stages; give one of them.')
     settings = load_objective(objective)
     episode = read_episode(bag, images=False)
     track = SceneSource().track(episode)
-    if proposal is None:
-        plan = plan_for(episode.info, track.names, template)
-    else:
-        plan = read_proposal(proposal).plan(track.names)
+    proposed = None if proposal is None else read_proposal(proposal)
+    plan = choose_plan(proposed, episode.info, track.names, template)
     cut = segment_plan(episode, track, plan, settings.segmentation, settings.motion)
     console.print(
         f'{episode.info.episode_id}: {episode.info.instruction} ({episode.info.outcome}), '

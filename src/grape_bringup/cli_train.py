@@ -80,16 +80,29 @@ def tpo(
     --adapter: the adapter that sampled the trials; it is trained further and is the reference.
     Configuration: config/train/tpo_tiny.yaml for a policy below 0.5 GB, else the paper's values.
     """
-    from grape_bringup.rollouts import check_policy
     from grape_trainer.train_tpo import train_tpo
     from grape_trainer.training_config import TpoConfig
 
-    check_policy(policy, adapter)
-    settings = load_settings(TpoConfig, config or tiny_config(policy, 'tpo'), seed)
+    settings = adapter_settings(TpoConfig, 'tpo', policy, adapter, config, seed)
     with ProgressBar('tpo') as bar:
         result = train_tpo(settings, policy, pairs, out, adapter, bar.training, resume)
     stop_if(result.interrupted)
     say_trained(out, result, 'pairs')
+
+
+def adapter_settings(
+    kind: type,
+    method: str,
+    policy: Path,
+    adapter: Path | None,
+    config: Path | None,
+    seed: int | None,
+) -> object:
+    """Check the folders of a policy and an adapter, and return a method's configuration."""
+    from grape_bringup.rollouts import check_policy
+
+    check_policy(policy, adapter)
+    return load_settings(kind, config or tiny_config(policy, method), seed)
 
 
 def tiny_config(policy: Path, kind: str) -> Path | None:
@@ -111,6 +124,11 @@ def say_trained(out: Path, result: object, examples: str) -> None:
     console.print(
         f'{out}: adapter {result.adapter_id}, {result.steps} steps on {result.examples} {examples}'
     )
+    say_stopped(result)
+
+
+def say_stopped(result: object) -> None:
+    """Print why a training ended early, if it did."""
     if result.stopped:
         console.print(f'stopped early: {result.stopped}', soft_wrap=True)
 

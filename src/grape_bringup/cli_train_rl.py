@@ -12,9 +12,9 @@ from grape_bringup.cli_train import (
     Config,
     Out,
     TrainSeed,
-    load_settings,
+    adapter_settings,
+    say_stopped,
     stop_if,
-    tiny_config,
 )
 from grape_bringup.processes import Processes
 
@@ -96,11 +96,9 @@ def _train(
     seed: int | None,
     resume: bool,
 ) -> None:
-    from grape_bringup.rollouts import check_policy
     from grape_trainer.train_rl import train_rl
 
-    check_policy(policy, adapter)
-    settings = load_settings(kind, config or tiny_config(policy, kind.kind), seed)
+    settings = adapter_settings(kind, kind.kind, policy, adapter, config, seed)
     with ProgressBar(kind.kind) as bar:
         result = train_rl(settings, policy, bags, out, adapter, bar.training, resume)
     stop_if(result.interrupted)
@@ -109,5 +107,4 @@ def _train(
         f'({result.control_steps} control steps, {result.successes} successes)',
         soft_wrap=True,
     )
-    if result.stopped:
-        console.print(f'stopped early: {result.stopped}', soft_wrap=True)
+    say_stopped(result)

@@ -70,10 +70,9 @@ def _prepare(configs: list[IterateConfig], jobs: int) -> None:
     """Play what the runs share: two of them writing one folder would spoil it."""
     first = configs[0]
     shared, policy = Path(first.shared), find_policy(first)
-    names = ['eval.json', *(f'eval_{name}.json' for name in first.evaluations)]
     with ExitStack() as stack:
         graphs = LazyPool(replace(first, workers=jobs), policy, shared / 'logs', stack)
-        if not all((shared / 'base' / name).is_file() for name in names):
+        if not all((shared / 'base' / suite.file).is_file() for suite in first.suites):
             steps = GraphSteps(first, shared, policy, graphs)
             base = shared / 'base'
             evaluate_policy(lambda _, action: action(), steps, first, base, base, None)
@@ -133,11 +132,7 @@ def _stop(processes: list[subprocess.Popen]) -> None:
 
 def _is_done(config: IterateConfig) -> bool:
     folder = Path(config.out)
-    last = [
-        f'round_{config.rounds}/evaluate',
-        *(f'round_{config.rounds}/evaluate_{name}' for name in config.evaluations),
-    ]
     if not (folder / 'state.json').is_file():
         return False
     state = RunState.open(folder, config)
-    return all(state.is_done(phase) for phase in last)
+    return all(state.is_done(f'round_{config.rounds}/{suite.phase}') for suite in config.suites)

@@ -15,7 +15,14 @@ from grape_bringup.cli_rollouts import summary_line
 from grape_bringup.graph import GraphSetup
 from grape_bringup.methods import method_config, train_round
 from grape_bringup.pool import Pool, PoolError
-from grape_bringup.rollouts import check_cells, check_policy, evaluate, played_by, trial_requests
+from grape_bringup.rollouts import (
+    check_cells,
+    check_policy,
+    evaluate,
+    played_by,
+    round_seed,
+    trial_requests,
+)
 from grape_episode.contract import contract_of_policy
 from grape_policy_node.openvla.hub import resolve_folder
 from grape_trainer.evaluation import parse_init_states
@@ -143,7 +150,7 @@ class GraphSteps:
         requests = trial_requests(
             self._cells(round_),
             config.trials,
-            config.seed * 1000 + round_.number,
+            round_seed(config.seed, round_.number),
             config.temperature,
             config.max_steps,
         )

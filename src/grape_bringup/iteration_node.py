@@ -30,7 +30,7 @@ from std_srvs.srv import Trigger
 from grape_bringup.bag_names import free_bag_name
 from grape_bringup.graph_setup import EpisodeRequest
 from grape_bringup.pool_run import PLAYS
-from grape_bringup.rollouts import check_cells, trial_requests
+from grape_bringup.rollouts import check_cells, round_seed, trial_requests
 from grape_episode.bag import BagError, find_bags
 from grape_episode.outcome import Outcome
 from grape_trainer.evaluation import parse_init_states
@@ -86,7 +86,7 @@ class IterationNodeConfig:
         """Return the trials of round 1, 2 ..."""
         tasks = [task.strip() for task in self.tasks.split(',')]
         cells = check_cells(tasks, parse_init_states(self.init_states))
-        seed = self.seed * 1000 + round_
+        seed = round_seed(self.seed, round_)
         return trial_requests(cells, self.trials, seed, self.temperature, self.max_steps)
 
 

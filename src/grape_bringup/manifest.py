@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from grape_bringup.graph import EpisodeRequest
+from grape_bringup.graph_setup import EpisodeRequest
 from grape_episode.outcome import Outcome
 
 FILE = 'episodes.jsonl'

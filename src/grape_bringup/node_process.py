@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -120,3 +121,10 @@ def _ros_arguments(spec: NodeSpec, folder: Path) -> list[str]:
     parameters = folder / f'{spec.name}.yaml'
     parameters.write_text(yaml.safe_dump({'/**': {'ros__parameters': spec.parameters}}))
     return ['--ros-args', '--params-file', str(parameters)]
+
+
+def free_port(host: str = '127.0.0.1') -> int:
+    """Return a TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import typer
 from rich.console import Console
 
 from grape_bringup.cli_console import INTERRUPTED_CODE
+from grape_bringup.node_process import free_port
 
 POLL_S = 0.2
 GRACE_S = 60.0  # for the others to end by themselves when one has ended with an error
@@ -84,13 +84,6 @@ def run_in_processes(count: int, arguments: Sequence[str]) -> int:
         if failed > 0 and code != INTERRUPTED_CODE:
             _show(failed, logs[failed])
         return code
-
-
-def free_port() -> int:
-    """Return a TCP port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
 
 
 def _wait(processes: Sequence[subprocess.Popen]) -> int | None:

@@ -45,6 +45,11 @@ def episode_seed(run_seed: int, task: str, init_state: int, trial: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], 'big')
 
 
+def round_seed(run_seed: int, round_: int) -> int:
+    """Return the seed of the trials of round 1, 2, ...: each has its own."""
+    return run_seed * 1000 + round_
+
+
 def episode_name(run_seed: int, task: str, init_state: int, trial: int) -> str:
     """Return the episode's id, which is also its bag's folder name."""
     return f'{re.sub("[/:,=]", "_", task)}-i{init_state:02d}-t{trial}-s{run_seed}'
@@ -78,14 +83,15 @@ def demo_requests(
     noise: float,
     max_steps: int = 0,
     trials: int = 1,
+    controller: str = 'expert',
 ) -> list[EpisodeRequest]:
-    """Return the expert's first attempts, `trials` for each (task, initial state).
+    """Return the expert's (or operator's) first attempts, `trials` for each (task, initial state).
 
     A demonstration may take EXPERT_ATTEMPTS, each with a trial number of its own.
     """
     numbers = trials * EXPERT_ATTEMPTS
     return [
-        replace(request, controller='expert', action_noise=noise)
+        replace(request, controller=controller, action_noise=noise)
         for request in trial_requests(cells, numbers, run_seed, 0.0, max_steps)[::EXPERT_ATTEMPTS]
     ]
 

@@ -13,14 +13,13 @@ import http.client
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from grape_bringup.graph_setup import OWN, SHARED, GraphSetup
-from grape_bringup.node_process import NodeProcess, NodeSpec
+from grape_bringup.node_process import NodeProcess, NodeSpec, free_port
 from grape_policy_node.remote.bearer import VARIABLE
 from grape_policy_node.remote.options import RemoteOptions
 from grape_policy_node.remote.protocol import HEALTH_PATH
@@ -71,7 +70,7 @@ class SharedEngine:
             host: address to listen on; a token made here opens it.
 
         """
-        self._host, self._port = host, _free_port(host)
+        self._host, self._port = host, free_port(host)
         self._logs = logs.resolve()
         self.clients_environment = {VARIABLE: secrets.token_urlsafe(32)}
         self.clients_setup = replace(
@@ -170,9 +169,3 @@ class SharedEngine:
             return False
         finally:
             connection.close()
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]

@@ -15,6 +15,7 @@ set them; by gloo on the CPU and nccl on GPUs.
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 from collections import defaultdict
@@ -162,9 +163,19 @@ def join_ranks(config: LearnerConfig) -> Ranks:
     # One group for the life of the process: a second one would meet the keys of the first.
     if not dist.is_initialized():
         dist.init_process_group(backend)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     log.info('%d processes, %s by %s', count, config.parallel, backend)
     return Ranks(dist.get_rank(), count, config.parallel == 'fsdp')
+
+
+def _leave() -> None:
+    """End the group before the interpreter does.
+
+    A sharded model lies in a reference cycle and holds the group's threads, which abort the
+    process when they outlive the interpreter.
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

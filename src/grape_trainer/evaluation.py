@@ -10,7 +10,7 @@ consecutive grasp: five steps at 5 Hz).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import comb, sqrt
@@ -43,6 +43,24 @@ class EpisodeResult:
     collided: bool | None = None
     grasped: bool | None = None
     grasped_continuously: bool | None = None
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, object]) -> EpisodeResult:
+        """Read an episode of `evaluation_dict`; keys that it does not know are left out.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+
+        """
+        return cls(
+            task=str(entry['task']),
+            init_state=int(entry['init_state']),
+            outcome=Outcome(entry['outcome']),
+            steps=int(entry['steps']),
+            collided=entry.get('collided'),
+            grasped=entry.get('grasped'),
+            grasped_continuously=entry.get('grasped_continuously'),
+        )
 
 
 @dataclass(frozen=True)
@@ -187,7 +205,7 @@ def compare(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult]) -> 
         ValueError: a policy has two results for one cell, or no cell is common.
 
     """
-    one, two = _by_cell(first, 'first'), _by_cell(second, 'second')
+    one, two = success_by_cell(first, 'first'), success_by_cell(second, 'second')
     cells = one.keys() & two.keys()
     if not cells:
         raise ValueError(
@@ -277,7 +295,17 @@ def write_training_states(folder: Path, states: set[tuple[str, int]]) -> None:
     (folder / TRAINING_STATES).write_text(json.dumps(content) + '\n')
 
 
-def _by_cell(results: Sequence[EpisodeResult], which: str) -> dict[tuple[str, int], bool]:
+def success_by_cell(results: Sequence[EpisodeResult], which: str) -> dict[tuple[str, int], bool]:
+    """Return (task, initial state) -> success, of the decided episodes.
+
+    Args:
+        results: of a greedy policy.
+        which: how errors call the policy.
+
+    Raises:
+        ValueError: two results for one cell.
+
+    """
     cells: dict[tuple[str, int], bool] = {}
     for result in results:
         if result.outcome not in (Outcome.SUCCESS, Outcome.FAILURE):

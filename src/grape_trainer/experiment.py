@@ -9,21 +9,20 @@ is one evaluation of one policy: (run, seed, round, suite); round 0 is the base 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from grape_episode.outcome import Outcome
 from grape_trainer.evaluation import (
     EpisodeResult,
     EvaluationSummary,
     PairedComparison,
     compare,
     mcnemar_exact,
+    success_by_cell,
     summarise,
 )
 from grape_trainer.iteration_config import IterateConfig, IterationError
@@ -123,23 +122,6 @@ class Cell:
     difference: tuple[float, float, float] | None  # success minus base's: mean, 95 % bootstrap
 
 
-def read_results(experiment: Experiment) -> list[Result]:
-    """Return every evaluation that is there."""
-    results = []
-    for run, by_seed in experiment.runs.items():
-        for seed, config in by_seed.items():
-            folder, steps = Path(config.out), 0
-            for number in range(config.rounds + 1):
-                if number:
-                    shared = experiment.shared / f'trials_s{seed}'
-                    trials = shared if number == 1 else folder / f'round_{number}' / 'bags'
-                    steps += _control_steps(trials)
-                where = folder / (f'round_{number}' if number else BASE)
-                for suite, episodes in _evaluations(where, config):
-                    results.append(Result(run, seed, number, suite, steps, episodes))
-    return results
-
-
 def cells(results: Sequence[Result]) -> list[Cell]:
     """Pool the seeds of each (run, round, suite); the base policy's rows first."""
     base = {
@@ -200,8 +182,8 @@ def bootstrap_difference(
     The bootstrap draws initial states, with all seeds' episodes of each: those of one state are
     not independent.
     """
-    before = _by_state(base)
-    after = [_by_state(results) for results in seeds]
+    before = success_by_cell(base, 'base')
+    after = [success_by_cell(results, 'compared') for results in seeds]
     common = sorted(set(before).intersection(*after))
     if not common:
         raise ValueError('The policies share no decided initial state.')
@@ -212,49 +194,3 @@ def bootstrap_difference(
     means = differences[draws].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(differences.mean()), float(low), float(high)
-
-
-def _by_state(results: Sequence[EpisodeResult]) -> dict[tuple[str, int], float]:
-    decided = (Outcome.SUCCESS, Outcome.FAILURE)
-    return {
-        (r.task, r.init_state): float(r.outcome == Outcome.SUCCESS)
-        for r in results
-        if r.outcome in decided
-    }
-
-
-def _evaluations(
-    folder: Path, config: IterateConfig
-) -> Iterator[tuple[str, tuple[EpisodeResult, ...]]]:
-    files = {IN_DOMAIN: 'eval.json'} | {n: f'eval_{n}.json' for n in config.evaluations}
-    for suite, file in files.items():
-        if (folder / file).is_file():
-            content = json.loads((folder / file).read_text())
-            yield suite, tuple(_episode(entry) for entry in content['episodes'])
-
-
-def _episode(entry: Mapping[str, object]) -> EpisodeResult:
-    return EpisodeResult(
-        task=str(entry['task']),
-        init_state=int(entry['init_state']),
-        outcome=Outcome(entry['outcome']),
-        steps=int(entry['steps']),
-        collided=entry.get('collided'),
-        grasped=entry.get('grasped'),
-        grasped_continuously=entry.get('grasped_continuously'),
-    )
-
-
-def _control_steps(folder: Path) -> int:
-    """Return the control steps of a folder's decided episodes; 0 where there are none yet."""
-    manifest = folder / 'episodes.jsonl'
-    if not manifest.is_file():
-        return 0
-    steps = {}
-    for line in manifest.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-            steps[entry['episode_id']] = int(entry['steps'])
-        except (ValueError, KeyError):
-            continue  # a line that a killed run left incomplete
-    return sum(steps.values())

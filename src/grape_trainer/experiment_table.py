@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from grape_trainer.evaluation import wilson_interval
 from grape_trainer.experiment import BASE, IN_DOMAIN, Cell
 
 COLUMNS = (
@@ -157,7 +156,7 @@ def _plot_rates(cells: Sequence[Cell], titles: Mapping[str, str], path: Path) ->
             axis.grid(axis='x', alpha=0.3)
         for place, cell in zip(places, shown, strict=True):
             if cell.summary.n:
-                low, high = wilson_interval(cell.summary.successes, cell.summary.n)
+                low, high = cell.summary.wilson_low, cell.summary.wilson_high
                 row[0].plot([low, high], [place, place], color='k', linewidth=1)
         row[0].set_xlim(0, 1)
         row[1].set_xlim(0, 1)

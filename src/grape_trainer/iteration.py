@@ -207,20 +207,14 @@ def evaluate_policy(
     last: bool = True,
 ) -> None:
     """Evaluate one policy: statistics into `folder`, bags below `bags`."""
-    name = folder.name
-    own = 'eval_bags' if adapter else 'bags'
-    phase(
-        f'{name}/evaluate',
-        lambda: steps.evaluate(config.eval_cells, bags / own, folder / 'eval.json', adapter),
-    )
-    for which, more in config.evaluations.items():
-        if not (last or more.every_round):
-            continue
-        out = folder / f'eval_{which}.json'
-        phase(
-            f'{name}/evaluate_{which}',
-            partial(steps.evaluate, more.cells, bags / f'eval_{which}_bags', out, adapter),
-        )
+    for suite in config.suites:
+        if last or suite.every_round:
+            # The base policy's own bags have no trials beside them.
+            own = suite.bags if adapter or suite.name else 'bags'
+            phase(
+                f'{folder.name}/{suite.phase}',
+                partial(steps.evaluate, suite.cells, bags / own, folder / suite.file, adapter),
+            )
 
 
 def _require_same(run: Path, found: Mapping[str, object], now: Mapping[str, object]) -> None:

@@ -34,7 +34,31 @@ class Evaluated:
     @property
     def cells(self) -> list[tuple[str, int]]:
         """(task, initial state)."""
-        return [(t, s) for t in self.tasks for s in parse_init_states(self.init_states)]
+        return _cells(self.tasks, self.init_states)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One evaluation of a policy; `name` is '' for the one on the tasks that are trained on."""
+
+    name: str
+    cells: Sequence[tuple[str, int]]
+    every_round: bool = True
+
+    @property
+    def phase(self) -> str:
+        """Its phase of a round."""
+        return f'evaluate_{self.name}' if self.name else 'evaluate'
+
+    @property
+    def file(self) -> str:
+        """Where its statistics go, in a round's folder."""
+        return f'eval_{self.name}.json' if self.name else 'eval.json'
+
+    @property
+    def bags(self) -> str:
+        """Where its bags go, in a round's folder."""
+        return f'eval_{self.name}_bags' if self.name else 'eval_bags'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +127,13 @@ class IterateConfig:
             raise IterationError("tasks is empty; expected names such as 'libero_object/0'.")
         _one_of('method', self.method, METHODS)
         _one_of('ranking', self.ranking, RANKINGS)
-        for evaluated in (self.eval_cells, *(e.cells for e in self.evaluations.values())):
-            assert_disjoint(_bases(self.train_cells), _bases(evaluated))
+        for suite in self.suites:
+            assert_disjoint(_bases(self.train_cells), _bases(suite.cells))
 
     @property
     def train_cells(self) -> list[tuple[str, int]]:
         """(task, initial state) to collect trials of, in all rounds."""
-        return [(t, s) for t in self.tasks for s in parse_init_states(self.train_init_states)]
+        return _cells(self.tasks, self.train_init_states)
 
     def states_of_round(self, number: int) -> tuple[int, ...]:
         """Return the initial states of round 1, 2, ..."""
@@ -119,9 +143,10 @@ class IterateConfig:
         return tuple(sorted({states[(first + i) % len(states)] for i in range(count)}))
 
     @property
-    def eval_cells(self) -> list[tuple[str, int]]:
-        """(task, initial state) to evaluate on."""
-        return [(t, s) for t in self.tasks for s in parse_init_states(self.eval_init_states)]
+    def suites(self) -> tuple[Suite, ...]:
+        """All that a policy is evaluated on."""
+        more = (Suite(n, one.cells, one.every_round) for n, one in self.evaluations.items())
+        return Suite('', _cells(self.tasks, self.eval_init_states)), *more
 
     @property
     def pairs_trials(self) -> bool:
@@ -175,6 +200,10 @@ class IterateConfig:
             return cls(**values, evaluations=evaluations)
         except TypeError as error:
             raise IterationError(f'{where}: {error}') from error
+
+
+def _cells(tasks: Sequence[str], init_states: str) -> list[tuple[str, int]]:
+    return [(task, state) for task in tasks for state in parse_init_states(init_states)]
 
 
 def _bases(cells: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +22,8 @@ import torch
 from grape_episode.bag import read_info
 from grape_policy_node.adapters import BASE, adapter_id
 from grape_policy_node.engine import Engine
-from grape_policy_node.openvla.folder import STATISTICS
 from grape_trainer.dataset import TokenTrial, TrialStore, bag_sha256, data_hash, pixel_values
 from grape_trainer.distributed import Ranks, join_ranks
-from grape_trainer.evaluation import training_states, write_training_states
 from grape_trainer.large_model import fit_into_memory
 from grape_trainer.learner import (
     FitResult,
@@ -41,10 +38,13 @@ from grape_trainer.learner import (
 from grape_trainer.objective.weighing import Example, Objective
 from grape_trainer.reference import ReferenceKey, reference_log_probs, verify_recorded
 from grape_trainer.run_folder import RunFolder
+from grape_trainer.trained_adapter import (
+    load_engine,
+    make_trained_adapter,
+    save_trained_adapter,
+)
 from grape_trainer.training_config import PreferenceConfig
 from grape_trainer.trajectory_gradient import LogProbs, NotFiniteError, accumulate_gradient
-
-TRAINED = 'trained'
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +106,7 @@ class PreferenceRun:
         bags = list(dict.fromkeys(bag for e in self.examples for bag in e.bags.values()))
         hashes = dict(zip(bags, map(bag_sha256, bags), strict=True))
         reference_id = adapter_id(self.start_adapter) if self.start_adapter else BASE
-        # Nothing is un-normalised here, but a policy of several data sets has to be told which.
-        key = read_info(bags[0]).policy.get('unnorm_key')
-        engine = Engine.load(self.policy_dir, key, self.start_adapter, config.device)
+        engine = load_engine(self.policy_dir, bags[0], self.start_adapter, config.device)
         identity = {
             'data': _examples_hash(self.examples, hashes),
             'policy_sha256': engine.policy_sha256,
@@ -134,7 +132,7 @@ class PreferenceRun:
         progress: ProgressCallback | None,
     ) -> PreferenceResult:
         config = self.config
-        _make_trained_adapter(engine, config, self.start_adapter)
+        make_trained_adapter(engine, config, self.start_adapter)
         fit_into_memory(engine.model, config, run.ranks)
         store = TrialStore(engine.processor.pixels, config.pixel_cache_gib)
         reference = self._reference(engine, store, hashes, reference_id, progress, run.ranks)
@@ -186,13 +184,9 @@ class PreferenceRun:
         )
 
     def _save(self, engine: Engine, bags: Sequence[Path]) -> str:
-        """Write the adapter and what goes with it; return its id."""
-        out, start = Path(self.out_dir), Path(self.start_adapter) if self.start_adapter else None
+        start = Path(self.start_adapter) if self.start_adapter else None
         states = {(info.task, info.init_state) for info in map(read_info, bags)}
-        write_training_states(out, states | training_states(start))
-        if start is not None and (start / STATISTICS).is_file():
-            shutil.copyfile(start / STATISTICS, out / STATISTICS)
-        return engine.adapters.save(TRAINED, out)
+        return save_trained_adapter(engine, Path(self.out_dir), states, start)
 
     def _fit(
         self,
@@ -238,17 +232,6 @@ def policy_log_probs(engine: Engine) -> LogProbs:
         return engine.trajectory_log_probs(values, trial.instruction, tokens, chunk=len(tokens))
 
     return log_probs
-
-
-def _make_trained_adapter(
-    engine: Engine, config: PreferenceConfig, start: Path | str | None
-) -> None:
-    """Make or load the adapter to train; before the first step it equals the reference."""
-    if start is None:
-        engine.adapters.new(TRAINED, config.seed, config.lora_rank, config.lora_alpha)
-    else:
-        engine.adapters.load(start, TRAINED)
-        engine.adapters.activate(TRAINED, trainable=True)
 
 
 def _reason_to_stop(config: PreferenceConfig, metrics: Mapping[str, float]) -> str | None:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import yaml
 
-from grape_episode.outcome import Outcome
 from grape_trainer.evaluation import EpisodeResult, EvaluationSummary
 from grape_trainer.iteration_config import METHODS, PAIRED
 from grape_trainer.scoring.preference import PairingError, PairSet, read_pairs
@@ -280,18 +279,7 @@ def _evaluation(reader: _Reader, folder: Path, label: str) -> Evaluation | None:
         return None
     try:
         episodes = list(content.get('episodes') or [])
-        results = tuple(
-            EpisodeResult(
-                task=str(e['task']),
-                init_state=int(e['init_state']),
-                outcome=Outcome(e['outcome']),
-                steps=int(e['steps']),
-                collided=e.get('collided'),
-                grasped=e.get('grasped'),
-                grasped_continuously=e.get('grasped_continuously'),
-            )
-            for e in episodes
-        )
+        results = tuple(map(EpisodeResult.from_dict, episodes))
         return Evaluation(
             label=label,
             path=folder,

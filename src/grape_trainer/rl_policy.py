@@ -7,7 +7,6 @@ values of every trial, once, without gradient.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,10 +16,8 @@ import torch
 
 from grape_policy_node.adapters import BASE
 from grape_policy_node.engine import Engine
-from grape_policy_node.openvla.folder import STATISTICS
 from grape_trainer.dataset import TokenTrial
 from grape_trainer.distributed import ALONE, Ranks
-from grape_trainer.evaluation import training_states, write_training_states
 from grape_trainer.large_model import fit_into_memory
 from grape_trainer.learner import generator_for
 from grape_trainer.objective.value import (
@@ -35,8 +32,7 @@ from grape_trainer.reference import ReferenceKey, reference_log_probs
 from grape_trainer.rl_config import PpoConfig, RlConfig
 from grape_trainer.rl_gradient import Score, policy_score
 from grape_trainer.rl_trials import Actor, RlTrial
-
-TRAINED = 'trained'
+from grape_trainer.trained_adapter import make_trained_adapter, save_trained_adapter
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +65,7 @@ class RlPolicy:
         head = None
         if isinstance(config, PpoConfig):
             head = _value_head(config, engine, start_adapter)
-        if start_adapter is None:
-            engine.adapters.new(TRAINED, config.seed, config.lora_rank, config.lora_alpha)
-        else:
-            engine.adapters.load(start_adapter, TRAINED)
-            engine.adapters.activate(TRAINED, trainable=True)
+        make_trained_adapter(engine, config, start_adapter)
         fit_into_memory(engine.model, config, ranks)
         return cls(engine, actor, start_adapter, head, policy_score(engine))
 
@@ -137,15 +129,10 @@ class RlPolicy:
 
     def save(self, folder: Path, trials: Sequence[RlTrial]) -> str:
         """Write adapter, value head and the initial states seen; return the adapter's id."""
-        saved = self.engine.adapters.save(TRAINED, folder)
         if self.head is not None:
             save_value_head(self.head, folder)
-        start = self.start_adapter
-        write_training_states(folder, {t.state for t in trials} | training_states(start))
-        # Its actions stay in the units of the adapter that it came from.
-        if start is not None and (start / STATISTICS).is_file():
-            shutil.copyfile(start / STATISTICS, folder / STATISTICS)
-        return saved
+        states = {trial.state for trial in trials}
+        return save_trained_adapter(self.engine, folder, states, self.start_adapter)
 
 
 def _value_head(config: PpoConfig, engine: Engine, start_adapter: Path | None) -> ValueHead:

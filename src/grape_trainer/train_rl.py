@@ -19,10 +19,9 @@ from pathlib import Path
 
 import torch
 
-from grape_episode.bag import find_bags, read_info
+from grape_episode.bag import find_bags
 from grape_policy_node.action_tokens import ACTION_DIMS
 from grape_policy_node.adapters import BASE, adapter_id
-from grape_policy_node.engine import Engine
 from grape_trainer.dataset import DataError, TrialStore
 from grape_trainer.distributed import join_ranks
 from grape_trainer.learner import (
@@ -43,6 +42,7 @@ from grape_trainer.rl_policy import RlPolicy
 from grape_trainer.rl_trials import Actor, RlTrial, choose_bags, read_trials, trials_hash
 from grape_trainer.run_folder import RunFolder
 from grape_trainer.scoring.objective import load_objective
+from grape_trainer.trained_adapter import load_engine
 from grape_trainer.trajectory_gradient import NotFiniteError
 
 log = logging.getLogger(__name__)
@@ -111,9 +111,7 @@ def train_rl(
     start_adapter = Path(start_adapter) if start_adapter else None
     folders = [Path(folder) for folder in bag_folders]
     ranks = join_ranks(config)
-    # Nothing is un-normalised here, but a policy of several data sets has to be told which.
-    key = read_info(find_bags(folders)[0]).policy.get('unnorm_key')
-    engine = Engine.load(policy_dir, key, start_adapter, config.device)
+    engine = load_engine(policy_dir, find_bags(folders)[0], start_adapter, config.device)
     actor = Actor(engine.policy_sha256, adapter_id(start_adapter) if start_adapter else BASE)
     chosen = choose_bags(folders, actor, config.other_trials)
     objective = load_objective(config.objective)

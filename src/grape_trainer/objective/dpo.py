@@ -33,7 +33,7 @@ from typing import ClassVar
 
 import torch
 
-from grape_trainer.objective.tpo import logistic_loss, logistic_slope
+from grape_trainer.objective.tpo import check_pair_terms, logistic_loss, logistic_slope
 from grape_trainer.objective.weighing import (
     Example,
     TrialLogProbs,
@@ -64,12 +64,7 @@ class DpoOptions:
             raise ValueError(
                 f"alignment is '{self.alignment}'; expected one of: {', '.join(ALIGNMENTS)}."
             )
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f'label_smoothing is {self.label_smoothing}; expected 0 <= value < 0.5.'
-            )
-        if self.nll_weight < 0:
-            raise ValueError(f'nll_weight is {self.nll_weight}; expected 0 or more.')
+        check_pair_terms(self.label_smoothing, self.nll_weight)
 
     def weigh(self, examples: Sequence[Example], trials: Mapping[Path, TrialLogProbs]) -> Weighed:
         """Return metrics and factors of the mean loss of a batch of pairs (weighing.Objective)."""

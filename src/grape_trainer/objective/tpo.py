@@ -66,12 +66,7 @@ class TpoOptions:
         """Check the ranges."""
         if not self.beta > 0:
             raise ValueError(f'beta is {self.beta}; expected a number above 0 (paper: 0.1).')
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f'label_smoothing is {self.label_smoothing}; expected 0 <= value < 0.5.'
-            )
-        if self.nll_weight < 0:
-            raise ValueError(f'nll_weight is {self.nll_weight}; expected 0 or more.')
+        check_pair_terms(self.label_smoothing, self.nll_weight)
         if self.loss not in LOSSES:
             raise ValueError(f"loss is '{self.loss}'; expected one of: {', '.join(LOSSES)}.")
         if self.loss == 'ipo' and self.label_smoothing:
@@ -160,6 +155,14 @@ def preference_logit(batch: PairBatch, options: TpoOptions) -> torch.Tensor:
         chosen_ratio = chosen_ratio / batch.chosen_steps
         rejected_ratio = rejected_ratio / batch.rejected_steps
     return options.beta * (chosen_ratio - rejected_ratio)
+
+
+def check_pair_terms(label_smoothing: float, nll_weight: float) -> None:
+    """Check what TPO and step-wise DPO add to the paper's loss; ValueError where out of range."""
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f'label_smoothing is {label_smoothing}; expected 0 <= value < 0.5.')
+    if nll_weight < 0:
+        raise ValueError(f'nll_weight is {nll_weight}; expected 0 or more.')
 
 
 def logistic_loss(z: torch.Tensor, smoothing: float) -> torch.Tensor:

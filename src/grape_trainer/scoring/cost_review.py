@@ -21,8 +21,7 @@ from grape_trainer.scoring.cost_sandbox import CostSandbox
 from grape_trainer.scoring.keypoint import KeypointTrack
 from grape_trainer.scoring.objective import Objective
 from grape_trainer.scoring.stage import StageSpan, segment_plan
-from grape_trainer.scoring.stage_plan import plan_for
-from grape_trainer.scoring.stage_proposal import StageProposal
+from grape_trainer.scoring.stage_proposal import StageProposal, choose_plan
 
 CONSTANT, INVERTED, INACTIVE = 'constant', 'inverted', 'never active'
 INVERTED_AUC = 0.4
@@ -90,10 +89,7 @@ def trial_costs(
         StageError, KeypointError: what the recording lacks.
         ProgramError: a function failed on this trial; names function and state.
     """
-    if proposal is None:
-        plan = plan_for(episode.info, track.names, objective.template)
-    else:
-        plan = proposal.plan(track.names)
+    plan = choose_plan(proposal, episode.info, track.names, objective.template)
     cut = segment_plan(episode, track, plan, objective.segmentation, objective.motion)
     reached = {
         span.stage.number: states

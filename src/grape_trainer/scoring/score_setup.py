@@ -23,8 +23,7 @@ from grape_trainer.scoring.keypoint_source import PerceivedSource
 from grape_trainer.scoring.objective import Objective, ObjectiveError
 from grape_trainer.scoring.objective_sections import ProgramSettings, TermSettings
 from grape_trainer.scoring.stage import StagePlan
-from grape_trainer.scoring.stage_plan import plan_for
-from grape_trainer.scoring.stage_proposal import StageProposal
+from grape_trainer.scoring.stage_proposal import StageProposal, choose_plan
 
 BUILT_IN, APPROVED, UNAPPROVED = 'built-in', 'approved', 'unapproved'
 
@@ -54,9 +53,7 @@ class ScoreSetup:
 
     def plan(self, info: EpisodeInfo, keypoints: Sequence[str]) -> StagePlan:
         """Return the stages of an episode with these keypoints; StageError where it has none."""
-        if self.proposal is not None:
-            return self.proposal.plan(keypoints)
-        return plan_for(info, keypoints, self.objective.template)
+        return choose_plan(self.proposal, info, keypoints, self.objective.template)
 
 
 def prepare(objective: Objective) -> ScoreSetup:

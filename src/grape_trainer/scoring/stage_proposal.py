@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from grape_episode.episode import EpisodeInfo
 from grape_trainer.scoring.stage_definition import (
     PlannedStage,
     Roles,
@@ -22,6 +23,7 @@ from grape_trainer.scoring.stage_definition import (
     StagePlan,
 )
 from grape_trainer.scoring.stage_events import EVENTS, JOINT_EVENTS
+from grape_trainer.scoring.stage_plan import plan_for
 from grape_trainer.scoring.vlm import Proposed
 from grape_trainer.scoring.vlm_reply import ProposedConstraint, program_text
 
@@ -112,6 +114,23 @@ class StageProposal(_Part):
             )
         link = tuple(_planned(stage) for stage in self.stages)
         return StagePlan('proposal', (link,), any_order=False, reason=self.origin.kind)
+
+
+def choose_plan(
+    proposal: StageProposal | None,
+    info: EpisodeInfo,
+    keypoints: Sequence[str],
+    template: str | None,
+) -> StagePlan:
+    """Return the plan of an episode: the proposal's, or without one that of `plan_for`.
+
+    Raises:
+        StageError: as they do.
+
+    """
+    if proposal is not None:
+        return proposal.plan(keypoints)
+    return plan_for(info, keypoints, template)
 
 
 def proposal_of_plan(
