@@ -1,0 +1,1 @@
+"""The robot workstation: guard, arm and gripper outputs, cameras, trials."""
