@@ -219,7 +219,7 @@ def test_a_missing_participant_is_named_after_the_ready_timeout(stage):
     [
         ({'task': 'nope/0'}, 'libero_spatial'),
         ({'init_state': 50}, r'0..49'),
-        ({'controller': 'teleop'}, 'policy, expert'),
+        ({'controller': 'teleop'}, 'policy, expert, operator'),
         ({'controller': 'expert', 'expert_attempt': 9}, 'attempt 9'),
         ({'action_noise': -1.0}, 'expected 0 or more'),
     ],
