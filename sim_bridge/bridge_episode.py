@@ -21,6 +21,7 @@ from grape.action import RunEpisode
 from grape.msg import EpisodeEvent
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
+from grape_episode.handshake import RECORDER, EpisodeError, Handshake
 from grape_episode.outcome import Outcome
 from sim_bridge import ros_messages
 from sim_bridge.bridge_topics import SOURCE, BridgeTopics
@@ -33,7 +34,6 @@ FEEDBACK_EVERY = 10  # steps
 CONTROLLERS = ('policy', 'expert', 'operator')
 MODES = ('lockstep', 'realtime')
 POLL_S = 0.1
-PRESENCE_PERIOD_S = 1.0
 GOODBYE_S = 5.0  # how long a bridge that was told to stop waits for the recorder
 
 
@@ -46,10 +46,6 @@ class EpisodeSettings:
     ready_timeout_s: float
     step_timeout_s: float
     recorded_timeout_s: float
-
-
-class EpisodeError(RuntimeError):
-    """The infrastructure failed; never a policy failure."""
 
 
 class CancelledError(RuntimeError):
@@ -80,12 +76,7 @@ class BridgeEpisode:
         self._logger = logger
         self._step = 0
         self._opening = 1.0
-        self._ready: set[str] = set()
-        self._gone: set[str] = set()  # participants that failed or vanished
-        self._watched: set[str] = set()  # those that can be seen in the ROS graph
-        self._looked_at = 0.0
-        self._bag = ''
-        self._stopped = False
+        self._others = Handshake(goal.episode_id, SOURCE, topics.events, topics.present)
 
     def run(self) -> RunEpisode.Result:
         """Play it; errors are in the result."""
@@ -158,16 +149,7 @@ class BridgeEpisode:
         needed = set(self._settings.participants)
         if self._expert is not None:
             needed.discard('policy')
-        deadline = time.monotonic() + self._settings.ready_timeout_s
-        while missing := sorted(needed - self._ready):
-            if time.monotonic() > deadline:
-                self._gone.update(missing)
-                raise EpisodeError(
-                    f'no READY from {", ".join(missing)} within '
-                    f'{self._settings.ready_timeout_s:g} s; is the node running and active?'
-                )
-            self._listen(POLL_S)
-        self._watched = {name for name in needed if _node(name) in self._topics.present()}
+        self._others.wait_ready(needed, self._settings.ready_timeout_s, self._check_wanted)
 
     def _play(self) -> tuple[Outcome, str]:
         began = time.monotonic()
@@ -219,8 +201,7 @@ class BridgeEpisode:
 
     def _stop(self, outcome: Outcome, detail: str) -> None:
         self._topics.observe(self._goal.episode_id, self._step, self._observation, False)
-        self._stopped = True
-        self._watched &= {'recorder'}  # what the policy does now changes nothing
+        self._others.end()
         self._topics.event(
             self._goal, EpisodeEvent.STOP, outcome=str(outcome), steps=self._step, detail=detail
         )
@@ -229,14 +210,8 @@ class BridgeEpisode:
         wait_s = self._settings.recorded_timeout_s
         if self._stopping.is_set():
             wait_s = min(wait_s, GOODBYE_S)
-        deadline = time.monotonic() + wait_s
-        while 'recorder' in self._settings.participants and not self._bag:
-            if 'recorder' in self._gone:  # which is the reason that `detail` gives already
-                return
-            if time.monotonic() > deadline:
-                raise EpisodeError(f'no RECORDED from the recorder within {wait_s:g} s')
-            self._take_event(POLL_S)
-            self._look_around()
+        if RECORDER in self._settings.participants:
+            self._others.wait_recorded(wait_s)
 
     def _listen(self, timeout_s: float) -> None:
         """Take in what was said, at most `timeout_s` waiting for the first word.
@@ -246,55 +221,18 @@ class BridgeEpisode:
             EpisodeError: somebody can't go on, or is not there any more.
 
         """
+        self._check_wanted()
+        self._others.listen(timeout_s)
+
+    def _check_wanted(self) -> None:
         if self._stopping.is_set():
             raise CancelledError('the bridge was stopped')
         if self._is_cancelled():
             raise CancelledError('cancelled')
-        while self._take_event(timeout_s):
-            timeout_s = 0.0
-        self._look_around()
-        if self._bag:
-            raise EpisodeError('the recorder closed the bag before the end of the episode')
-
-    def _take_event(self, timeout_s: float) -> bool:
-        """Handle the next event; False when none came."""
-        try:
-            event = self._topics.events.get(block=timeout_s > 0, timeout=timeout_s or None)
-        except queue.Empty:
-            return False
-        if event.episode_id == self._goal.episode_id and event.source != SOURCE:
-            if event.kind == EpisodeEvent.READY:
-                self._ready.add(event.source)
-            elif event.kind == EpisodeEvent.RECORDED:
-                self._bag = event.detail
-            elif event.kind == EpisodeEvent.ERROR and not self._is_over(event.source):
-                self._gone.add(event.source)
-                raise EpisodeError(f'{event.source}: {event.detail}')
-        return True
-
-    def _is_over(self, source: str) -> bool:
-        """Say whether the episode is over for this participant."""
-        return self._stopped and source != 'recorder'
-
-    def _look_around(self) -> None:
-        """Notice a participant that was killed; DDS forgets it after 5 s (config/fastdds.xml)."""
-        if not self._watched or time.monotonic() - self._looked_at < PRESENCE_PERIOD_S:
-            return
-        self._looked_at = time.monotonic()
-        present = self._topics.present()
-        lost = {name for name in self._watched - self._gone if _node(name) not in present}
-        if lost:
-            self._gone |= lost
-            names = ', '.join(map(_node, sorted(lost)))
-            raise EpisodeError(f'{names} is not there any more; look at its log')
 
     def _result(self, outcome: Outcome, detail: str) -> RunEpisode.Result:
         if outcome is Outcome.ERROR:
             self._logger.error(f'{self._goal.episode_id}: {detail}')
         return RunEpisode.Result(
-            outcome=str(outcome), steps=self._step, bag_path=self._bag, detail=detail
+            outcome=str(outcome), steps=self._step, bag_path=self._others.bag, detail=detail
         )
-
-
-def _node(participant: str) -> str:
-    return f'{participant}_node'

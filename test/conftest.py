@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def ros_process(ros_env, tmp_path):
     The node runs as `python -m module *arguments --ros-args -p name:=value ...`. Whatever is left
     when the test ends is stopped with its process group, and its output goes to the test's log.
     """
+    with _ros_processes(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope='module')
+def ros_processes(ros_env, tmp_path_factory):
+    """Return the same as ros_process, for nodes that all tests of a module share."""
+    with _ros_processes(tmp_path_factory.mktemp('nodes')) as start:
+        yield start
+
+
+@contextmanager
+def _ros_processes(folder):
+    """Give a function that starts nodes with their logs in a folder; end what it started."""
     started: list[RosProcess] = []
 
     def start(module, parameters=None, arguments=(), environment=None) -> RosProcess:
@@ -97,7 +112,7 @@ def ros_process(ros_env, tmp_path):
         for name, value in (parameters or {}).items():
             value = str(value) if isinstance(value, Path) else value
             command += ['-p', f'{name}:={json.dumps(value)}']
-        log_path = tmp_path / f'{len(started)}-{module}.log'
+        log_path = folder / f'{len(started)}-{module}.log'
         with log_path.open('wb') as output:
             popen = subprocess.Popen(
                 command,
@@ -109,16 +124,18 @@ def ros_process(ros_env, tmp_path):
         started.append(RosProcess(module, popen, log_path))
         return started[-1]
 
-    yield start
-    for process in reversed(started):
-        process.stop()
-        process._signal(signal.SIGKILL)  # children that outlived it
-    for process in started:
-        log.info(
-            '%s (%s):\n%s', process.module, process.popen.returncode, process.output()[-4000:]
-        )
-    if any(process.popen.returncode == -signal.SIGKILL for process in started):
-        _free_shared_memory()
+    try:
+        yield start
+    finally:
+        for process in reversed(started):
+            process.stop()
+            process._signal(signal.SIGKILL)  # children that outlived it
+        for process in started:
+            log.info(
+                '%s (%s):\n%s', process.module, process.popen.returncode, process.output()[-4000:]
+            )
+        if any(process.popen.returncode == -signal.SIGKILL for process in started):
+            _free_shared_memory()
 
 
 def _free_shared_memory() -> None:

@@ -10,7 +10,7 @@ from rosbags.rosbag2 import Reader
 from grape_episode.bag import read_info, write_episode
 from grape_episode.bag_writer import BagWriter
 from grape_episode.contract import Contract, load_contract
-from grape_episode.episode import Episode, EpisodeInfo, Event, Scene
+from grape_episode.episode import Episode, EpisodeInfo, Event, Executed, Scene
 from grape_episode.messages import typestore
 from grape_episode.outcome import Outcome
 
@@ -122,7 +122,7 @@ def differences(a, b) -> list[str]:
         elif field.name == 'images':
             same = left.keys() == right.keys()
             same = same and all(np.array_equal(left[key], right[key]) for key in left)
-        elif isinstance(left, Scene):
+        elif isinstance(left, Scene | Executed):
             same = not differences(left, right)
         else:
             same = left == right or field.name == 'path'

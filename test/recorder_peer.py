@@ -48,7 +48,7 @@ def observation(step):
 class Peer:
     """Plays the environment's (and an expert's) part towards a recorder."""
 
-    def __init__(self, rclpy, name='bridge_node'):
+    def __init__(self, rclpy, name='bridge_node', contract=CONTRACT):
         from grape.action import RunEpisode
         from grape.msg import EpisodeEvent
         from grape.srv import LabelEpisode
@@ -60,9 +60,10 @@ class Peer:
         self.kinds, self._goal = EpisodeEvent, RunEpisode.Goal
         self._label = LabelEpisode
         self.node = rclpy.create_node(name)
-        self.topics = BridgeTopics(self.node, CONTRACT)
+        self.contract = contract
+        self.topics = BridgeTopics(self.node, contract)
         self.heard = []
-        topic = CONTRACT.topic('episode_event')
+        topic = contract.topic('episode_event')
         self.node.create_subscription(
             EpisodeEvent, topic.name, self.heard.append, qos_profile(topic)
         )
@@ -77,7 +78,7 @@ class Peer:
 
     def wait_for_recorder(self):
         """Wait until every topic has its subscriber, and the recorder's events come back."""
-        names = [topic.name for topic in CONTRACT.topics]
+        names = [topic.name for topic in self.contract.topics]
         own = {'policy_step', 'episode_event'}  # that the peer itself subscribes to
         wait_until(lambda: all(self.node.count_subscribers(n) > (n in own) for n in names), 20.0)
         wait_until(lambda: 'recorder_node' in self.topics.present())

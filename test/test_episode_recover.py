@@ -1,5 +1,6 @@
 """A recorder that is killed loses at most the last chunk; `recover` brings back the rest."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,9 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from episode_bags import make_bag, rewrite
+from episode_bags import CONTRACT, make_bag, make_episode, rewrite
+from mcap.reader import make_reader
+from mcap.records import Channel, Metadata
+from mcap.stream_reader import StreamReader
+from rosbags.rosbag2 import Reader
 
 from grape_episode.bag import BagError, read_episode, read_info, recover
+from grape_episode.bag_writer import BagWriter
 from grape_episode.outcome import Outcome
 
 WRITER = """
@@ -124,3 +130,34 @@ def test_renamed_bag_is_recovered_under_its_new_name(tmp_path):
     bag = bag.rename(tmp_path / 'other')
     recover(bag)
     assert read_episode(bag).info.episode_id == 'e0'
+
+
+def test_file_of_a_recorder_killed_at_once_says_what_it_was_to_be(tmp_path):
+    """Before the first chunk nothing can be saved, but whose file it is can be read."""
+    info = make_episode('e0').info
+    writer = BagWriter(tmp_path / 'e0', CONTRACT.topics, info, 'zstd')
+    with (writer.folder / 'e0.mcap').open('rb') as stream:
+        records = StreamReader(stream).records
+        found = [next(records) for _ in range(12)]
+    about = next(r for r in found if isinstance(r, Metadata))
+    assert json.loads(about.metadata['episode.json'])['episode_id'] == 'e0'
+    assert any(isinstance(record, Channel) for record in found)
+    writer.close(info)
+    assert read_info(tmp_path / 'e0') == info
+
+
+@pytest.mark.parametrize('limit', [4096, 65536])
+def test_chunks_are_bounded_by_their_size(tmp_path, limit):
+    source, info = make_bag(tmp_path / 'source', steps=40), make_episode('e0', 40).info
+    writer = BagWriter(tmp_path / 'e0', CONTRACT.topics, info, 'none', chunk_bytes=limit)
+    longest = 0
+    with Reader(source) as reader:
+        for connection, at, cdr in reader.messages():
+            writer.write(connection.topic, at, cdr)
+            longest = max(longest, len(cdr))
+    writer.close(info)
+    with (tmp_path / 'e0' / 'e0.mcap').open('rb') as stream:
+        chunks = make_reader(stream).get_summary().chunk_indexes
+    assert len(chunks) > 1
+    assert max(chunk.uncompressed_size for chunk in chunks) <= limit + longest + 64
+    assert len(read_episode(tmp_path / 'e0').stamps_ns) == 40

@@ -23,9 +23,14 @@ FORBIDDEN = {
 # The thin nodes and what they are made of; everything else is core.
 MAY_IMPORT_ROS = {
     'src/grape_episode/player_node.py',
+    'src/grape_episode/recorder_health.py',
     'src/grape_episode/recorder_node.py',
+    'src/grape_episode/recorder_topics.py',
+    'src/grape_episode/recording.py',
+    'src/grape_episode/ros_diagnostics.py',
     'src/grape_episode/ros_qos.py',
     'src/grape_episode/ros_signals.py',
+    'src/grape_episode/ros_timer.py',
     'src/grape_policy_node/acting.py',
     'src/grape_policy_node/messages.py',
     'src/grape_policy_node/policy_node.py',

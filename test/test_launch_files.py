@@ -7,6 +7,7 @@ of composition_interfaces, which only composable nodes use, it gets an empty sta
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,14 +43,16 @@ def make_prefix(prefix):
     """Make an install prefix with the share and the programs that a launch file asks for."""
     index = prefix / 'share/ament_index/resource_index/packages'
     index.mkdir(parents=True)
-    (index / 'grape').touch()
     for folder in ('launch', 'config'):
         shutil.copytree(ROOT / folder, prefix / 'share/grape' / folder)
-    programs = prefix / 'lib/grape'
-    programs.mkdir(parents=True)
-    for name in CONFIGS:
-        (programs / name).write_text('#!/bin/sh\n')
-        (programs / name).chmod(0o755)
+    own = re.findall(r'grape_executable\((\w+) ', (ROOT / 'CMakeLists.txt').read_text())
+    for package, names in {'grape': own, 'realsense2_camera': ['realsense2_camera_node']}.items():
+        (index / package).touch()
+        programs = prefix / 'lib' / package
+        programs.mkdir(parents=True)
+        for name in names:
+            (programs / name).write_text('#!/bin/sh\n')
+            (programs / name).chmod(0o755)
 
 
 def make_stand_ins(folder):

@@ -147,6 +147,7 @@ def test_policys_ready_is_in_the_info_and_a_broken_one_ends_the_episode(shared):
     shared.start('garbled')
     say_as_policy(shared, 'garbled', adapter_id='sft-1', config_json='{')
     assert 'not JSON' in shared.wait_for('garbled', shared.kinds.ERROR)
+    shared.wait_for('garbled', shared.kinds.RECORDED)
     assert read_info(shared.bags / 'garbled').outcome is Outcome.ERROR
 
 

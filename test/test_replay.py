@@ -5,10 +5,11 @@ import json
 import graph_run
 import numpy as np
 import pytest
+import yaml
 from report_runs import write_round
 
 from grape_bringup.graph import EpisodeRequest, Graph, GraphSetup
-from grape_episode.bag import find_bags, read_episode
+from grape_episode.bag import find_bags, read_episode, read_info
 from grape_trainer.scoring.objective import load_scored_objective
 from grape_trainer.scoring.score_table import read_scores
 from grape_trainer.scoring.scorer import score_bags
@@ -74,6 +75,28 @@ def test_a_player_without_recorder_says_who_is_missing(ros_process, tmp_path):
     player = ros_process('grape_episode.player_node', parameters)
     assert player.popen.wait(30) == 1
     assert 'no a recorder' not in player.output() and 'recorder_node' in player.output()
+
+
+def test_replay_where_a_guard_listens_is_refused(ros_process, tmp_path):
+    """What is played again would be commands to the arm."""
+    import rclpy
+
+    write_round(tmp_path)
+    bag = find_bags(tmp_path)[0]
+    contract = tmp_path / 'contract.yaml'
+    contract.write_text(yaml.safe_dump(read_info(bag).contract))
+    recorder = ros_process(
+        'grape_episode.recorder_node', {'output_dir': tmp_path / 'again', 'contract': contract}
+    )
+    recorder.wait_for('recording to')
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    guard = rclpy.create_node('guard_node', context=context)
+    player = ros_process('grape_episode.player_node', {'bag': str(bag)})
+    assert player.popen.wait(60) == 1
+    assert 'guard_node is running' in player.output()
+    guard.destroy_node()
+    rclpy.shutdown(context=context)
 
 
 def test_what_is_no_bag_is_refused_by_name(ros_process, tmp_path):

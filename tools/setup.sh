@@ -49,6 +49,7 @@ system_packages() {
   libraries=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p)
   [[ $libraries == *libEGL.so.1* ]] || missing+=(libegl1)
   [[ $libraries == *libGL.so.1* ]] || missing+=(libgl1)
+  [[ $libraries == *libusb-1.0.so.0* ]] || missing+=(libusb-1.0-0)  # RealSense
   # Only rendering on the CPU needs it.
   [[ $libraries == *libOSMesa.so* ]] || has_gpu || missing+=(libosmesa6)
   command -v cmake >/dev/null || missing+=(cmake)
@@ -107,7 +108,7 @@ ros() {
 
 packages() {
   pip setuptools
-  pip --no-build-isolation -e '.[policy,sim,dev]'
+  pip --no-build-isolation -e '.[policy,sim,robot,dev]'
 }
 
 start=$SECONDS

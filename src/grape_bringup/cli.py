@@ -13,11 +13,13 @@ import typer
 
 from grape_bringup import (
     cli_bag,
+    cli_calibrate,
     cli_checkpoint,
     cli_costs,
     cli_data,
     cli_experiment,
     cli_keypoints,
+    cli_label,
     cli_loop,
     cli_preference,
     cli_review,
@@ -43,6 +45,7 @@ keypoints_app = typer.Typer(no_args_is_help=True, help='Where things are, seen b
 stages_app = typer.Typer(no_args_is_help=True, help='Which stages a task has, and where they are.')
 experiment_app = typer.Typer(no_args_is_help=True, help='Compare methods over seeds.')
 checkpoint_app = typer.Typer(no_args_is_help=True, help='Look at policies and check them.')
+calibrate_app = typer.Typer(no_args_is_help=True, help='Cameras: intrinsics, and their place.')
 
 app.command('demo')(cli_loop.demo)
 app.command('doctor')(cli_loop.doctor)
@@ -65,9 +68,16 @@ app.add_typer(experiment_app, name='experiment')
 experiment_app.command('run')(cli_experiment.run)
 experiment_app.command('table')(cli_experiment.table)
 app.command('report')(cli_loop.report)
+app.command('label')(cli_label.label)
+app.command('teleop')(cli_label.teleop)
 app.add_typer(bag_app, name='bag')
 bag_app.command('info')(cli_bag.info)
 bag_app.command('recover')(cli_bag.recover)
+app.add_typer(calibrate_app, name='calibrate')
+calibrate_app.command('board')(cli_calibrate.board)
+calibrate_app.command('capture')(cli_calibrate.capture)
+calibrate_app.command('intrinsics')(cli_calibrate.intrinsics)
+calibrate_app.command('hand-eye')(cli_calibrate.hand_eye)
 app.add_typer(costs_app, name='costs')
 costs_app.command('check')(cli_costs.check)
 costs_app.command('review')(cli_review.review)

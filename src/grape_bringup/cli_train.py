@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,9 @@ def sft(
     ] = None,
     config: Config = None,
     seed: TrainSeed = None,
+    corrections: Annotated[
+        bool, typer.Option(help='Only the steps in which a person took over on the robot.')
+    ] = False,
     resume: Resume = True,
     processes: Processes = 1,
 ) -> None:
@@ -56,6 +60,8 @@ def sft(
     if config is None and policy is None:
         config = config_file('train/sft_tiny.yaml')
     settings = load_settings(SftConfig, config, seed)
+    if corrections:
+        settings = replace(settings, corrections=True)
     with ProgressBar('sft') as bar:
         result = train_sft(settings, bags, out, architecture, policy, bar.training, resume)
     stop_if(result.interrupted)

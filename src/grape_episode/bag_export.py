@@ -45,6 +45,7 @@ def _messages(episode: Episode, contract: Contract) -> Iterator[tuple[str, int, 
     stamps = [int(stamp) for stamp in episode.stamps_ns]
     stamps.append(stamps[-1] + period if stamps else 0)
     frame = contract.base_frame
+    track = contract.track(episode.info.controller).role
     events = [_event(episode, event) for event in episode.events]
     before = next(
         (i for i, e in enumerate(episode.events) if e.kind not in ('start', 'ready')), len(events)
@@ -64,7 +65,10 @@ def _messages(episode: Episode, contract: Contract) -> Iterator[tuple[str, int, 
         if step < count:
             for camera, pictures in episode.images.items():
                 yield contract.cameras[camera].topic, stamp, *_image(pictures[step], camera, stamp)
-            yield 'policy_step', stamp, *_policy_step(episode, step, header)
+            if track == 'policy_step':
+                yield 'policy_step', stamp, *_policy_step(episode, step, header)
+            if episode.executed is not None and episode.sources[step] != 'unknown':
+                yield 'executed_step', stamp, *_executed_step(episode, step, header)
     for name, message in events[before:]:
         yield 'episode_event', stamps[-1], name, message
 
@@ -161,10 +165,31 @@ def _policy_step(episode: Episode, step: int, header: Any) -> tuple[str, Any]:
         token_log_probs=np.asarray(episode.token_log_probs[step], np.float32),
         temperature=episode.temperature,
         adapter_id=episode.info.adapter_id,
-        source=episode.sources[step],
+        source=(episode.executed.proposed_by if episode.executed else episode.sources)[step],
         latency_ms=float(episode.latency_ms[step]),
         verdict=int(episode.verdict[step]),
         verdict_reason='',
+    )
+
+
+def _executed_step(episode: Episode, step: int, header: Any) -> tuple[str, Any]:
+    name, executed = 'grape/msg/PolicyStep', episode.executed
+    return name, _make(
+        name,
+        header=header,
+        episode_id=episode.info.episode_id,
+        step=step,
+        delta_translation=_vector(executed.translation_m[step]),
+        delta_rotation=_vector(executed.rotation_rotvec_rad[step]),
+        gripper_opening=float(executed.gripper_command[step]),
+        action_token_ids=np.zeros(0, np.int32),
+        token_log_probs=np.zeros(0, np.float32),
+        temperature=episode.temperature,
+        adapter_id=episode.info.adapter_id,
+        source=episode.sources[step],
+        latency_ms=0.0,
+        verdict=int(executed.verdict[step]),
+        verdict_reason=executed.reasons[step],
     )
 
 

@@ -4,6 +4,9 @@ Nothing here needs ROS: the message definitions are taken from the bag. What is 
 error that names topic and step, never a guess; only an episode that broke off (outcome error or
 interrupted), or a setup without scene states, may lack the state after its last action, and the
 last state stands for it.
+
+On a robot, `executed_step` says what the guard made of each step; its source is the episode's.
+Where a person drove all along nobody proposed anything, and what was executed is all there is.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from grape_episode.bag_folder import BagError, open_bag, read_info
 from grape_episode.contract import Contract, ContractError
-from grape_episode.episode import Episode, EpisodeInfo, Event, Scene
+from grape_episode.episode import Episode, EpisodeInfo, Event, Executed, Scene
 from grape_episode.messages import EventKind
 from grape_episode.outcome import Outcome
 
@@ -53,9 +56,8 @@ def _messages(
     path: Path, contract: Contract, info: EpisodeInfo, images: bool
 ) -> dict[str, list[Any]]:
     """Deserialise what belongs to the episode, topic -> messages in recorded order."""
-    left_out = {'depth', 'camera_info', 'camera_pose'} | (
-        set() if images else {'image'}
-    )  # rgbd.py
+    left_out = {'depth', 'camera_info', 'camera_pose', 'raw'}  # rgbd.py
+    left_out |= set() if images else {'image'}
     found = {t.name: [] for t in contract.topics if t.role not in left_out}
     store = get_typestore(Stores.ROS2_KILTED)
     with open_bag(path) as reader:
@@ -84,12 +86,13 @@ class _Bag:
         self.has_scene = any(messages[t.name] for t in contract.topics if t.role == 'scene_state')
 
     def episode(self, images: bool) -> Episode:
-        steps = self._steps()
+        track = self.contract.track(self.info.controller).name
+        steps = self._steps(track)
         stamps = [_stamp_ns(m) for m in steps]
         poses = self._states('ee_pose', stamps)
         joints = self._states('joint_state', stamps)
         cameras = self.contract.cameras.items() if images else ()
-        track = self.contract.topic('policy_step').name
+        executed, sources = self._executed(steps)
         pose_topic, joint_topic = (self.contract.topic(r).name for r in ('ee_pose', 'joint_state'))
         return Episode(
             info=self.info,
@@ -108,7 +111,7 @@ class _Bag:
             temperature=float(steps[0].temperature) if steps else self.info.temperature,
             verdict=np.array([m.verdict for m in steps], np.uint8),
             latency_ms=np.array([m.latency_ms for m in steps], np.float32),
-            sources=tuple(m.source for m in steps),
+            sources=sources,
             ee_position_m=self._finite(pose_topic, _vectors([m.pose.position for m in poses])),
             ee_quaternion_xyzw=self._finite(
                 pose_topic, _quaternions([m.pose.orientation for m in poses])
@@ -122,11 +125,11 @@ class _Bag:
                 Event(_kind(m.kind), m.source, _stamp_ns(m), m.detail)
                 for m in self.messages[self.contract.topic('episode_event').name]
             ),
+            executed=executed,
         )
 
-    def _steps(self) -> list[Any]:
+    def _steps(self, topic: str) -> list[Any]:
         """Return PolicySteps 0..T-1; one that came after STOP was never executed."""
-        topic = self.contract.topic('policy_step').name
         found: dict[int, Any] = {}
         for message in self.messages[topic]:
             if message.step >= self.info.steps:
@@ -144,6 +147,37 @@ class _Bag:
                     f'{len(found)} of {self.info.steps} steps. {LEAVE_OUT}'
                 )
         return [found[step] for step in range(self.info.steps)]
+
+    def _executed(self, steps: list[Any]) -> tuple[Executed | None, tuple[str, ...]]:
+        """Return what the guard let through, and whose command each step followed."""
+        proposed_by = tuple(m.source for m in steps)
+        topics = [t.name for t in self.contract.topics if t.role == 'executed_step']
+        if not topics or not self.messages[topics[0]]:
+            return None, proposed_by
+        answers = {m.step: m for m in self.messages[topics[0]]}  # the last word on a step counts
+        found = [answers.get(step) for step in range(len(steps))]
+        if None in found and self.info.outcome not in BROKE_OFF:
+            raise BagError(
+                f"'{self.path}': topic {topics[0]} has no message for step {found.index(None)}, "
+                f'though the outcome is {self.info.outcome}. {LEAVE_OUT}'
+            )
+        there = [m for m in found if m is not None]
+        known = np.array([m is not None for m in found], bool)
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            whole = np.full((len(found), *values.shape[1:]), np.nan)
+            whole[known] = self._finite(topics[0], values)
+            return whole
+
+        executed = Executed(
+            translation_m=spread(_vectors([m.delta_translation for m in there])),
+            rotation_rotvec_rad=spread(_vectors([m.delta_rotation for m in there])),
+            gripper_command=spread(np.array([m.gripper_opening for m in there], np.float64)),
+            verdict=np.array([HELD if m is None else m.verdict for m in found], np.uint8),
+            reasons=tuple('' if m is None else m.verdict_reason for m in found),
+            proposed_by=proposed_by,
+        )
+        return executed, tuple('unknown' if m is None else m.source for m in found)
 
     def _at(self, topic: str, stamps: list[int], unique: bool) -> list[Any]:
         """Return the message of each stamp."""

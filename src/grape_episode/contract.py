@@ -34,9 +34,13 @@ ROLES = (
     'ee_pose',
     'instruction',
     'policy_step',
+    'executed_step',  # what the guard let through, where there is one
     'episode_event',
     'scene_state',
+    'raw',  # recorded as it comes, and read by nobody here
 )
+
+ONCE_A_STEP = ('image', 'depth', 'policy_step', 'executed_step')  # no state after the last
 
 BESIDE_POLICY = 'contract.yaml'
 DEFAULT = 'libero'
@@ -191,14 +195,28 @@ class Contract(_Strict):
         except ValueError as error:
             raise ContractError(f"contract '{self.name}': {error}") from error
 
-    def missing_messages(self, counts: dict[str, int], steps: int) -> dict[str, int]:
+    def track(self, controller: str) -> TopicSpec:
+        """Return the topic that says how many steps an episode has.
+
+        Where a person drives a robot all along (controller 'teleop') nobody proposes steps: only
+        what the guard executed is there.
+        """
+        is_driven = controller == 'teleop' and any(t.role == 'executed_step' for t in self.topics)
+        return self.topic('executed_step' if is_driven else 'policy_step')
+
+    def missing_messages(
+        self, counts: dict[str, int], steps: int, controller: str = 'policy'
+    ) -> dict[str, int]:
         """Return topic -> how many of an episode's messages are not there.
 
-        Pictures and policy steps come once a step, states once more after the last one.
+        Pictures and steps come once a step, states once more after the last one.
         """
         missing = {}
+        track = self.track(controller)
         for topic in self.topics:
-            expected = steps if topic.role in ('image', 'depth', 'policy_step') else steps + 1
+            expected = steps if topic.role in ONCE_A_STEP else steps + 1
+            if topic.role == 'policy_step' and topic != track:
+                continue
             if topic.per_step and counts.get(topic.name, 0) < expected:
                 missing[topic.name] = expected - counts.get(topic.name, 0)
         return missing

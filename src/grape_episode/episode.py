@@ -1,7 +1,8 @@
 """What an episode is: everything else is a function of these values.
 
 A step t pairs observation t with the action chosen on it; scene and end-effector tracks hold one
-more entry, the state after the last action.
+more entry, the state after the last action. On a robot a guard stands between choice and arm, and
+what it let through is kept beside what was chosen.
 """
 
 from __future__ import annotations
@@ -123,8 +124,27 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Executed:
+    """What the guard let through in each of T control steps, beside what was proposed.
+
+    Where a recording broke off before the guard's answer, the deltas are NaN and the episode's
+    `sources` say 'unknown'.
+    """
+
+    translation_m: np.ndarray  # (T, 3) float64
+    rotation_rotvec_rad: np.ndarray  # (T, 3) float64
+    gripper_command: np.ndarray  # (T,) float64 opening
+    verdict: np.ndarray  # (T,) uint8, of the guard
+    reasons: tuple[str, ...]  # of the verdict
+    proposed_by: tuple[str, ...]  # PolicyStep's sources
+
+
+@dataclass(frozen=True)
 class Episode:
-    """One recorded episode of T control steps."""
+    """One recorded episode of T control steps.
+
+    `sources` says whose command the arm followed: policy, expert, teleop, or hold (nobody's).
+    """
 
     info: EpisodeInfo
     path: Path
@@ -145,6 +165,7 @@ class Episode:
     joint_positions: np.ndarray  # (T+1, J) float64
     scene: Scene | None
     events: tuple[Event, ...]
+    executed: Executed | None = None  # None: no guard stood between
 
     @property
     def contract(self) -> Contract:
@@ -161,6 +182,17 @@ class Episode:
             )
         return np.stack([contract.apply_image(camera, raw) for raw in self.images[camera]])
 
+    def as_executed(self) -> Episode:
+        """Return this with the executed deltas in the place of the proposed ones."""
+        if self.executed is None:
+            return self
+        return replace(
+            self,
+            translation_m=self.executed.translation_m,
+            rotation_rotvec_rad=self.executed.rotation_rotvec_rad,
+            gripper_command=self.executed.gripper_command,
+        )
+
     def policy_actions(self) -> np.ndarray:
         """Return (T, 7) float64 in policy units."""
         spec = self.contract.action
@@ -169,3 +201,8 @@ class Episode:
         )
         rows = [to_policy_units(EndEffectorDelta(*delta), spec) for delta in deltas]
         return np.array(rows, dtype=np.float64).reshape(-1, 7)
+
+
+def policy_steps(episode: Episode) -> np.ndarray:
+    """Return (T,) bool: the arm did what the policy chose; no person and no hold came between."""
+    return np.array([source == 'policy' for source in episode.sources], bool)

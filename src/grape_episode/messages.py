@@ -15,7 +15,14 @@ from pathlib import Path
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-OWN_MESSAGES = ('PolicyStep', 'EpisodeEvent', 'SceneState')
+OWN_MESSAGES = (
+    'EpisodeEvent',
+    'GuardState',
+    'PolicyStep',
+    'SceneState',
+    'TeleopCommand',
+    'TrialState',
+)
 
 
 class EventKind(IntEnum):

@@ -30,6 +30,8 @@ from grape_episode.recorder_node import SOURCE as RECORDER
 from grape_episode.ros_qos import qos_profile
 from grape_episode.ros_signals import stop_on_signal
 
+GUARD = 'guard_node'
+DISCOVERY_S = 1.0  # nodes that are there are known by then
 POLL_S = 0.05
 
 
@@ -99,6 +101,7 @@ class PlayerNode(Node):
 
         """
         self._wait(self._is_recorder_there, 'recorder on every topic', is_stopped)
+        self._wait_until(time.monotonic() + DISCOVERY_S, is_stopped)  # `_check` looks for guards
         began, first = time.monotonic(), None
         for topic, time_ns, cdr in self._messages():
             first = time_ns if first is None else first
@@ -159,6 +162,11 @@ class PlayerNode(Node):
     def _check(self, is_stopped: Callable[[], bool]) -> None:
         if is_stopped():
             raise PlayerError('stopped before the end of the episode')
+        if GUARD in self.get_node_names():
+            raise PlayerError(
+                f'{GUARD} is running in this ROS domain: the steps of the bag would be commands '
+                'to its arm. Replay in a domain of its own (ROS_DOMAIN_ID).'
+            )
         if EpisodeEvent.ERROR in self._heard:
             raise PlayerError(f'the recorder refused: {self._heard[EpisodeEvent.ERROR]}')
 

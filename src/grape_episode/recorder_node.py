@@ -2,24 +2,24 @@
 
 It subscribes to every topic of the contract when it starts, answers START with READY once the
 bag is open, drains at STOP until every step's messages are there, and says RECORDED with the
-bag's path. An environment that vanishes ends the episode with outcome `error`.
+bag's path. An environment that vanishes ends the episode with outcome `error`; so do a disk that
+is full or too slow and two publishers of one observation, and then ERROR has the arm held.
 
     python -m grape_episode.recorder_node --ros-args -p output_dir:=DIR -p contract:=libero
 """
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import rclpy
-from grape.msg import EpisodeEvent, PolicyStep, SceneState
+from grape.msg import EpisodeEvent
 from grape.srv import LabelEpisode
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
@@ -28,90 +28,27 @@ from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
 
-from grape_episode.bag_writer import COMPRESSIONS, BagWriter
+from grape_episode import ros_diagnostics
+from grape_episode.bag_writer import BagWriter
 from grape_episode.contract import Contract, TopicSpec, load_contract
 from grape_episode.episode import EpisodeInfo, config_of
 from grape_episode.label import append_label
+from grape_episode.messages import typestore
 from grape_episode.outcome import Outcome
+from grape_episode.recorder_config import RecorderConfig
+from grape_episode.recorder_health import RecorderHealth
+from grape_episode.recorder_queue import QueuedWriter
+from grape_episode.recorder_topics import RecorderTopics
+from grape_episode.recording import Recording, TooSlowError
 from grape_episode.ros_qos import qos_profile
 from grape_episode.ros_signals import stop_on_signal
+from grape_episode.ros_timer import steady_timer
 from grape_episode.version import code_version
 
 SOURCE = 'recorder'
 TICK_S = 0.05
-
-
-@dataclass(frozen=True)
-class RecorderConfig:
-    """The node's parameters.
-
-    Attributes:
-        output_dir: bags are written to output_dir/<episode id>; required.
-        contract: name in config/contract/ or path.
-        compression: 'zstd' (of chunks) or 'none'.
-        idle_timeout_s: silence after which a running episode ends with outcome error.
-        drain_timeout_s: how long STOP waits for messages that are still under way.
-        min_free_mb: an episode is refused when the disk has less.
-
-    """
-
-    output_dir: str = ''
-    contract: str = 'libero'
-    compression: str = 'zstd'
-    idle_timeout_s: float = 60.0
-    drain_timeout_s: float = 5.0
-    min_free_mb: int = 500
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not self.output_dir:
-            raise ValueError("parameter 'output_dir' is empty; expected a folder for the bags")
-        if self.compression not in COMPRESSIONS:
-            raise ValueError(
-                f"parameter 'compression' is '{self.compression}'; expected one of: "
-                f'{", ".join(COMPRESSIONS)}'
-            )
-        if self.min_free_mb < 0:
-            raise ValueError(f'min_free_mb is {self.min_free_mb}; expected at least 0')
-        if self.idle_timeout_s <= 0 or self.drain_timeout_s < 0:
-            raise ValueError('idle_timeout_s must be above 0 and drain_timeout_s at least 0')
-
-
-@dataclass
-class _Recording:
-    """The episode that is being written."""
-
-    writer: BagWriter
-    info: EpisodeInfo
-    last_message: float
-    stop: EpisodeEvent | None = None
-    stopped_at: float = 0.0
-    seen_publisher: bool = False
-    steps: dict[str, set[int]] = field(default_factory=dict)  # of the topics that number them
-
-    def take(self, topic: TopicSpec, cdr: bytes) -> bool:
-        """Say whether a message is of this episode, not a late one of the episode before."""
-        kind = {'policy_step': PolicyStep, 'scene_state': SceneState}.get(topic.role)
-        if kind is None:
-            return True
-        message = deserialize_message(cdr, kind)
-        is_own = message.episode_id == self.info.episode_id
-        if is_own:
-            self.steps.setdefault(topic.name, set()).add(message.step)
-        return is_own
-
-    def counts(self) -> dict[str, int]:
-        """Return how many messages of each topic count: a step's second or stray one does not."""
-        limit = self.stop.steps + 1
-        numbered = {t: sum(s < limit for s in steps) for t, steps in self.steps.items()}
-        return self.writer.counts | numbered
-
-    def whole_steps(self, topic: str) -> int:
-        """Return how many steps there are from 0 on without a gap."""
-        found, count = self.steps.get(topic, set()), 0
-        while count in found:
-            count += 1
-        return count
+LOOK_S = 0.5  # at the publishers
+GOODBYE_S = 8.0  # until a bag is closed when the node is told to stop
 
 
 class RecorderNode(Node):
@@ -129,62 +66,72 @@ class RecorderNode(Node):
         values = {n: self.declare_parameter(n, value).value for n, value in defaults.items()}
         self.config = RecorderConfig(**values)
         self._contract: Contract = load_contract(self.config.contract)
-        self._recording: _Recording | None = None
+        self._recording: Recording | None = None
+        self._closing: list[QueuedWriter] = []
         self._latched: dict[str, bytes] = {}
-        self._early: tuple[EpisodeEvent, bytes] | None = None
+        self._early: tuple[EpisodeEvent, bytes, int] | None = None
         self._events = self._contract.topic('episode_event')
-        self._images = [t.name for t in self._contract.topics if t.role == 'image']
+        self._images = [t.name for t in self._contract.topics if t.role == 'image' and t.per_step]
         self._publisher = self.create_publisher(
             EpisodeEvent, self._events.name, qos_profile(self._events)
         )
         code_version()  # asks git, which START should not wait for
-        for topic in self._contract.topics:
-            self._subscribe(topic)
+        for topic in self._contract.topics:  # likewise: definitions are put together once
+            typestore().generate_msgdef(topic.type)
+        self._topics = RecorderTopics(self, self._contract, self._take)
+        self._written = self.create_guard_condition(self._reap)
+        self._health = RecorderHealth(self, self._topics, Path(self.config.output_dir))
+        self._diagnostics = ros_diagnostics.publisher(self)
         self.create_service(LabelEpisode, '~/label_episode', self._label)
-        self.create_timer(TICK_S, self._tick)
+        steady_timer(self, TICK_S, self._tick)
+        steady_timer(self, LOOK_S, self._topics.adapt)
+        steady_timer(self, ros_diagnostics.PERIOD_S, self._report)
         self.get_logger().info(f'recording to {self.config.output_dir}')
 
     def finish_on_stop(self) -> None:
         """Close an open bag as interrupted, and say so."""
         if self._recording is not None:
             self._finish(Outcome.INTERRUPTED, 'the recorder was stopped')
+        deadline = time.monotonic() + GOODBYE_S
+        for writer in self._closing:
+            if not writer.wait(max(0.0, deadline - time.monotonic())):
+                self.get_logger().error(
+                    f'{writer.folder} was not closed within {GOODBYE_S:.0f} s: the disk is too '
+                    f'slow; run: grape bag recover {writer.folder}'
+                )
+        if self._closing:
+            self._reap()
             self._publisher.wait_for_all_acked(Duration(seconds=1))
 
-    def _subscribe(self, topic: TopicSpec) -> None:
-        package, _, name = topic.type.split('/')
-        kind = getattr(importlib.import_module(f'{package}.msg'), name)
-        is_event = topic.role == 'episode_event'
+    # What comes in
 
-        def take(cdr: bytes) -> None:
-            if is_event:
-                self._handle_event(deserialize_message(cdr, EpisodeEvent), cdr)
-            else:
-                self._write(topic, cdr)
+    def _take(self, topic: TopicSpec, cdr: bytes, sent_ns: int) -> None:
+        if topic.role == 'episode_event':
+            self._handle_event(deserialize_message(cdr, EpisodeEvent), cdr, sent_ns)
+        else:
+            self._write(topic, cdr, sent_ns)
 
-        self.create_subscription(kind, topic.name, take, qos_profile(topic), raw=True)
-
-    def _write(self, topic: TopicSpec, cdr: bytes) -> None:
+    def _write(self, topic: TopicSpec, cdr: bytes, sent_ns: int = 0) -> None:
         if topic.durability == 'transient_local':
             self._latched[topic.name] = cdr
         recording = self._recording
-        if recording is None or not recording.take(topic, cdr):
+        if recording is None:
             return
-        recording.last_message = time.monotonic()
         try:
-            recording.writer.write(topic.name, self.get_clock().now().nanoseconds, cdr)
-        except OSError as error:
-            self._fail_writing(error)
+            is_own = recording.write(topic, cdr, sent_ns)
+        except TooSlowError as error:
+            self._break_off(str(error))
             return
-        if recording.stop is not None:
+        if is_own and recording.stop is not None:
             self._finish_when_drained()
 
-    def _handle_event(self, event: EpisodeEvent, cdr: bytes) -> None:
+    def _handle_event(self, event: EpisodeEvent, cdr: bytes, sent_ns: int) -> None:
         if event.kind == EpisodeEvent.START:
             self._start(event)
         recording = self._recording
         if recording is None or event.episode_id != recording.info.episode_id:
             if event.kind == EpisodeEvent.READY:  # DDS keeps no order between START and it
-                self._early = (event, cdr)
+                self._early = (event, cdr, sent_ns)
             return
         self._write(self._events, cdr)
         if event.kind == EpisodeEvent.START and self._early is not None:
@@ -194,37 +141,42 @@ class RecorderNode(Node):
         elif event.kind == EpisodeEvent.READY and event.source == 'policy':
             self._take_policy(event)
         elif event.kind == EpisodeEvent.STOP and self._recording is recording:
-            self._take_stop(event)
+            self._take_stop(event, sent_ns)
 
     def _take_policy(self, event: EpisodeEvent) -> None:
         recording = self._recording
         try:
             recording.info = recording.info.with_policy(event.adapter_id, event.config_json)
         except ValueError as error:
-            self._finish(Outcome.ERROR, str(error))
-            self._say(EpisodeEvent.ERROR, event.episode_id, str(error))
+            self._break_off(str(error))
 
-    def _take_stop(self, event: EpisodeEvent) -> None:
-        recording = self._recording
+    def _take_stop(self, event: EpisodeEvent, sent_ns: int) -> None:
         if event.outcome not in list(Outcome):
             choices = ', '.join(Outcome)
             event.detail = f"STOP has the outcome '{event.outcome}'; it is one of: {choices}"
             event.outcome = str(Outcome.ERROR)
             self.get_logger().error(f'{event.episode_id}: {event.detail}')
-        recording.stop, recording.stopped_at = event, time.monotonic()
+        self._recording.take_stop(event, sent_ns)
         self._finish_when_drained()
+
+    # From START to RECORDED
 
     def _start(self, event: EpisodeEvent) -> None:
         if self._recording is not None:
             self._finish(Outcome.ERROR, f'episode {event.episode_id} began before this one ended')
         try:
             info = self._info(event)
+            self._topics.adapt()
             writer = self._open(info)
         except (OSError, ValueError) as error:
             self.get_logger().error(f'episode {event.episode_id} cannot be recorded: {error}')
+            self._health.problem = str(error)
             self._say(EpisodeEvent.ERROR, event.episode_id, str(error))
             return
-        self._recording = recording = _Recording(writer, info, time.monotonic())
+        wall_ns = self.get_clock().now().nanoseconds
+        self._recording = recording = Recording(writer, info, self._contract, wall_ns)
+        self._topics.begin()
+        self._health.begin(writer)
         for topic in self._contract.topics:
             if topic.name in self._latched:
                 self._write(topic, self._latched[topic.name])
@@ -249,7 +201,7 @@ class RecorderNode(Node):
             started_at=datetime.now(UTC).isoformat(timespec='seconds'),
         )
 
-    def _open(self, info: EpisodeInfo) -> BagWriter:
+    def _open(self, info: EpisodeInfo) -> QueuedWriter:
         folder = self._folder(info.episode_id)
         folder.parent.mkdir(parents=True, exist_ok=True)
         free_mb = shutil.disk_usage(folder.parent).free // 2**20
@@ -258,7 +210,16 @@ class RecorderNode(Node):
                 f'{free_mb} MB are free for bags; min_free_mb is {self.config.min_free_mb}. '
                 'Free some space or choose another output_dir.'
             )
-        return BagWriter(folder, self._contract.topics, info, self.config.compression)
+        config = self.config
+        writer = BagWriter(
+            folder,
+            self._topics.chosen.values(),
+            info,
+            config.compression,
+            config.chunk_s,
+            config.chunk_bytes,
+        )
+        return QueuedWriter(writer, config.queue_mb * 2**20, self._written.trigger)
 
     def _folder(self, episode_id: str) -> Path:
         if not episode_id or episode_id.startswith('.') or '/' in episode_id:
@@ -270,9 +231,9 @@ class RecorderNode(Node):
 
     def _finish_when_drained(self) -> None:
         recording = self._recording
-        missing = self._contract.missing_messages(recording.counts(), recording.stop.steps)
+        missing = recording.missing()
         late = time.monotonic() - recording.stopped_at > self.config.drain_timeout_s
-        if missing and not late:
+        if not late and (missing or recording.streams_lag()):
             return
         if missing:
             # An episode that broke off in the middle of a step lacks that step's messages.
@@ -284,45 +245,66 @@ class RecorderNode(Node):
         self._finish(Outcome(recording.stop.outcome), recording.stop.detail)
 
     def _finish(self, outcome: Outcome, detail: str) -> None:
+        """End the episode; RECORDED follows when the bag is closed."""
         recording, self._recording = self._recording, None
-        steps = recording.whole_steps(self._contract.topic('policy_step').name)
-        if recording.stop is not None:
-            steps = recording.stop.steps
-        info = replace(recording.info, outcome=outcome, steps=steps, detail=detail)
-        try:
-            recording.writer.close(info)
-        except OSError as error:
-            recording.writer.abandon(replace(info, outcome=Outcome.ERROR))
-            self._say(EpisodeEvent.ERROR, info.episode_id, f'the bag cannot be closed: {error}')
-            return
-        self._say(EpisodeEvent.RECORDED, info.episode_id, str(recording.writer.folder.resolve()))
+        recording.writer.close(recording.ended(outcome, detail, self._topics.lost()))
+        self._closing.append(recording.writer)
 
-    def _fail_writing(self, error: OSError) -> None:
-        recording, self._recording = self._recording, None
-        detail = f'the bag cannot be written: {error}'
+    def _break_off(self, detail: str) -> None:
+        """End the episode as an error of the recording, and have the arm held."""
+        episode_id = self._recording.info.episode_id
+        self.get_logger().error(f'{episode_id}: {detail}')
+        self._health.problem = detail
+        self._finish(Outcome.ERROR, detail)
+        self._say(EpisodeEvent.ERROR, episode_id, detail)
+
+    def _reap(self) -> None:
+        """See what the writers' threads have to say."""
+        recording = self._recording
+        if recording is not None and recording.writer.error is not None:
+            self._fail_writing(recording)
+        done = [writer for writer in self._closing if writer.is_done]
+        self._closing = [writer for writer in self._closing if writer not in done]
+        for writer in done:
+            info = writer.info
+            if writer.error is None:
+                self._say(EpisodeEvent.RECORDED, info.episode_id, str(writer.folder.resolve()))
+            else:
+                self._health.problem = info.detail
+                self._say(EpisodeEvent.ERROR, info.episode_id, info.detail)
+
+    def _fail_writing(self, recording: Recording) -> None:
+        self._recording = None
+        detail = f'the bag cannot be written: {recording.writer.error}'
         self.get_logger().error(f'{recording.info.episode_id}: {detail}')
-        recording.writer.abandon(replace(recording.info, outcome=Outcome.ERROR, detail=detail))
-        self._say(EpisodeEvent.ERROR, recording.info.episode_id, detail)
+        info = recording.ended(Outcome.ERROR, detail, self._topics.lost())
+        recording.writer.abandon(info)
+        self._closing.append(recording.writer)
+
+    # What is looked at now and then
 
     def _tick(self) -> None:
         recording = self._recording
         if recording is None:
             return
-        try:
-            recording.writer.flush_due()
-        except OSError as error:
-            self._fail_writing(error)
-            return
         if recording.stop is not None:
             self._finish_when_drained()
             return
-        publishers = sum(self.count_publishers(topic) for topic in self._images)
+        publishers = sum(self._topics.publishers[topic] for topic in self._images)
         recording.seen_publisher |= publishers > 0
         silence = time.monotonic() - recording.last_message
         if recording.seen_publisher and publishers == 0:
             self._finish(Outcome.ERROR, 'the environment vanished (no camera publisher is left)')
         elif silence > self.config.idle_timeout_s:
             self._finish(Outcome.ERROR, f'no message for {silence:.0f} s')
+        elif rivals := self._topics.rivals():
+            self._break_off(rivals)
+
+    def _report(self) -> None:
+        recording = self._recording
+        episode_id = recording.info.episode_id if recording is not None else ''
+        dropped = recording.dropped if recording is not None else {}
+        self._diagnostics.publish(self._health.report(episode_id, dropped))
 
     def _say(self, kind: int, episode_id: str, detail: str = '') -> None:
         event = EpisodeEvent(kind=kind, source=SOURCE, episode_id=episode_id, detail=detail)

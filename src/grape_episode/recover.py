@@ -17,7 +17,7 @@ from mcap.records import Channel, Chunk, McapRecord, Message
 from mcap.stream_reader import StreamReader, breakup_chunk
 
 from grape_episode.bag_folder import INFO_FILE, METADATA, BagError, open_bag, read_info
-from grape_episode.bag_writer import BagWriter
+from grape_episode.bag_writer import RESERVE, BagWriter
 from grape_episode.contract import Contract, ContractError
 from grape_episode.episode import EpisodeInfo
 from grape_episode.messages import EventKind, typestore
@@ -65,6 +65,7 @@ def recover(path: Path | str) -> int:
             files[0].rename(files[0].with_suffix('.mcap.damaged'))
         for name in (f'{path.name}.mcap', METADATA, INFO_FILE):
             os.replace(rebuilt / name, path / name)
+        (path / RESERVE).unlink(missing_ok=True)
     return saved
 
 
@@ -137,7 +138,7 @@ def _known(
     damage: list[str],
 ) -> EpisodeInfo:
     """Return the episode's info as the saved events tell it."""
-    steps = counts[contract.topic('policy_step').name]
+    steps = counts[contract.track(info.controller).name]
     outcome, lost, detail = info.outcome, info.lost, info.detail
     for cdr in events:
         event = typestore().deserialize_cdr(cdr, 'grape/msg/EpisodeEvent')
@@ -147,7 +148,7 @@ def _known(
             info = info.with_policy(event.adapter_id, event.config_json)
         elif event.kind == EventKind.STOP:
             steps = event.steps
-            lost = contract.missing_messages(counts, steps)
+            lost = contract.missing_messages(counts, steps, info.controller)
             if outcome is Outcome.INTERRUPTED and not lost and event.outcome in list(Outcome):
                 outcome, detail = Outcome(event.outcome), event.detail
     note = '; '.join(['recovered', *damage])

@@ -27,6 +27,7 @@ from std_msgs.msg import String
 
 from grape_episode.contract import Contract, TopicSpec, load_contract
 from grape_episode.ros_qos import qos_profile
+from grape_episode.ros_timer import steady_timer
 from grape_policy_node import messages
 from grape_policy_node.acting import Actor
 from grape_policy_node.backend import Backend
@@ -129,8 +130,8 @@ class PolicyNode(LifecycleNode):
             (self.destroy_service, self.create_service(
                 LoadAdapter, '~/load_adapter', self._on_load_adapter
             )),
-            (self.destroy_timer, self.create_timer(
-                DIAGNOSTICS_PERIOD_S, self._publish_diagnostics
+            (self.destroy_timer, steady_timer(
+                self, DIAGNOSTICS_PERIOD_S, self._publish_diagnostics
             )),
             (self.destroy_publisher, events),
             (self.destroy_publisher, self._diagnostics_publisher),

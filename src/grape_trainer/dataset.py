@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from grape_episode.bag import read_episode, read_info
-from grape_episode.episode import Episode
+from grape_episode.episode import Episode, policy_steps
 from grape_policy_node.action_tokens import ACTION_DIMS
 from grape_policy_node.openvla.processor import PixelTransform
 from grape_trainer.scoring import preference
@@ -110,7 +110,10 @@ class TrialStore:
 
 
 def load_trial(path: Path, pixels: PixelTransform) -> TokenTrial:
-    """Read a bag of a token policy.
+    """Read a bag of a token policy: the steps in which the arm did what the policy chose.
+
+    What a person did instead, or a guard that held, is no choice of the policy's: as in R_self
+    (scoring/reward.py) those steps are left out.
 
     Raises:
         DataError: no control step, or steps without recorded tokens (an expert's trial).
@@ -119,6 +122,7 @@ def load_trial(path: Path, pixels: PixelTransform) -> TokenTrial:
     episode = read_episode(path)
     tokens = np.asarray(episode.action_token_ids)
     images = episode.policy_images()
+    own = policy_steps(episode)
     if len(images) == 0 or tokens.shape != (len(images), ACTION_DIMS):
         raise DataError(
             f"'{path}' has {len(images)} images and action tokens of shape {tokens.shape}; "
@@ -126,6 +130,11 @@ def load_trial(path: Path, pixels: PixelTransform) -> TokenTrial:
             'Trials of the expert have none, nor those of a served policy without '
             "log-probabilities (pi0, Octo), nor those in which the connection to a policy's "
             "server was lost: collect with 'grape collect' and an OpenVLA policy."
+        )
+    if not own.any():
+        raise DataError(
+            f"'{path}': the arm followed the policy in none of its {len(own)} steps; there is "
+            'nothing to learn of the policy from it. Leave it out.'
         )
     info = episode.info
     return TokenTrial(
@@ -135,9 +144,9 @@ def load_trial(path: Path, pixels: PixelTransform) -> TokenTrial:
         init_state=info.init_state,
         instruction=info.instruction,
         adapter_id=info.adapter_id,
-        images=resize_images(images, pixels.image_size),
-        token_ids=torch.from_numpy(tokens.astype(np.int64)),
-        log_probs=torch.from_numpy(np.asarray(episode.token_log_probs, dtype=np.float32)),
+        images=resize_images(images[own], pixels.image_size),
+        token_ids=torch.from_numpy(tokens[own].astype(np.int64)),
+        log_probs=torch.from_numpy(np.asarray(episode.token_log_probs, dtype=np.float32)[own]),
     )
 
 

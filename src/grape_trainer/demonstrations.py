@@ -2,6 +2,11 @@
 
 The statistics (q01, q99, mask) are computed once over all demonstrations that are trained on and
 belong to the policy from then on. The gripper (0 closed .. 1 open) is not normalised.
+
+On a robot what was executed is learned from, not what was proposed: a person's corrections count
+as the person made them, and steps in which the arm was held count not at all. With `corrections`
+only the person's steps are taken, of successes and failures alike (as in DAgger, Ross et al.
+2011: states that the policy got into, with what a person did there).
 """
 
 from __future__ import annotations
@@ -29,6 +34,8 @@ LIBERO_NOOP_NORM = 1e-4
 # gripper command stands still too.
 RL4VLA_NOOP_TRANSLATION_M = 0.01
 RL4VLA_NOOP_ROTATION_RAD = 0.06
+TELEOP = 'teleop'
+ACTED = ('policy', 'expert', TELEOP)  # whose steps moved the arm
 ACTION_MASK = (True, True, True, True, True, True, False)
 
 log = logging.getLogger(__name__)
@@ -72,6 +79,26 @@ def successful_bags(folders: Sequence[Path]) -> list[Path]:
     return good
 
 
+def corrected_bags(folders: Sequence[Path]) -> list[Path]:
+    """Return the bags below `folders`, successes and failures, in which a person took over.
+
+    Raises:
+        DataError: none is there.
+
+    """
+    decided = (Outcome.SUCCESS, Outcome.FAILURE)
+    bags = [bag for bag in find_bags(folders) if effective_outcome(bag) in decided]
+    found = [bag for bag in bags if TELEOP in read_episode(bag, images=False).sources]
+    if not found:
+        raise DataError(
+            f'{", ".join(map(str, folders))} holds {len(bags)} successes and failures, none with '
+            'a step that a person executed (executed_step, source teleop). Intervene in trials '
+            'on the robot, label them, and try again; or train without --corrections.'
+        )
+    log.info('%d of %d bags have corrections; the others are left out', len(found), len(bags))
+    return found
+
+
 def hold_out(bags: Sequence[Path], count: int, seed: int) -> tuple[list[Path], list[Path]]:
     """Split whole episodes at random into (training, held out); both in their given order."""
     if count >= len(bags):
@@ -92,6 +119,7 @@ def load_demonstrations(
     image_size: int,
     noop_filter: str,
     on_bag: Callable[[int], None] = lambda _: None,
+    corrections: bool = False,
 ) -> Demonstrations:
     """Read bags into one block, without no-ops if asked.
 
@@ -100,14 +128,16 @@ def load_demonstrations(
         image_size: S, the model's.
         noop_filter: 'none', 'libero' or 'rl4vla'; see `noops`.
         on_bag: called with the number of bags read so far.
+        corrections: only what a person executed.
 
     """
+    sources = (TELEOP,) if corrections else ACTED
     instructions: dict[str, int] = {}
     images, actions, instruction_index, episode_index = [], [], [], []
     for number, bag in enumerate(bags):
-        episode = read_episode(bag)
+        episode = read_episode(bag).as_executed()
         action = policy_actions(episode)
-        keep = ~noops(episode, noop_filter)
+        keep = ~noops(episode, noop_filter) & np.isin(episode.sources, sources)
         index = instructions.setdefault(episode.info.instruction, len(instructions))
         images.append(resize_images(episode.policy_images()[keep], image_size))
         actions.append(action[keep])

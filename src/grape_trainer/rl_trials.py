@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from grape_episode.bag import find_bags, read_episode, read_info
-from grape_episode.episode import Episode, EpisodeInfo
+from grape_episode.episode import Episode, EpisodeInfo, policy_steps
 from grape_episode.label import effective_outcome
 from grape_episode.outcome import Outcome
 from grape_policy_node.action_tokens import ACTION_DIMS
@@ -173,6 +173,12 @@ def trial_rewards(
 
 def _log_probs(episode: Episode) -> torch.Tensor:
     found = np.asarray(episode.token_log_probs, dtype=np.float32)
+    if len(found) and not policy_steps(episode).all():
+        raise DataError(
+            f"'{episode.path}': a person or the guard took {int((~policy_steps(episode)).sum())} "
+            'of its steps; returns and advantages need trials that the policy played alone. '
+            'Leave it out (TPO, DPO and KTO take it).'
+        )
     expected = (len(episode.gripper_command), ACTION_DIMS)
     if found.shape != expected:
         raise DataError(

@@ -36,6 +36,7 @@ from grape_trainer.demonstrations import (
     Demonstrations,
     action_statistics,
     common_contract,
+    corrected_bags,
     hold_out,
     load_demonstrations,
     successful_bags,
@@ -96,7 +97,7 @@ def train_sft(
 
     Args:
         config: see `SftConfig`.
-        bags: folders with bags; only successes are used.
+        bags: folders with bags; only successes are used, or with `corrections` what people did.
         out_dir: becomes the policy folder (trainable: lora: the adapter folder).
         architecture: YAML of a fresh model (config/policy/grape_tiny.yaml).
         init_policy: policy folder to start from; exactly one of the two is needed.
@@ -118,7 +119,8 @@ def train_sft(
         torch.set_num_threads(config.torch_threads)
     ranks = join_ranks(config)
     out_dir = Path(out_dir)
-    good = successful_bags([Path(bag) for bag in bags])
+    choose = corrected_bags if config.corrections else successful_bags
+    good = choose([Path(bag) for bag in bags])
     contract = common_contract(good)
     infos = [read_info(bag) for bag in good]
     states = {(info.task, info.init_state) for info in infos}
@@ -152,6 +154,7 @@ def train_sft(
             return load_demonstrations(
                 chosen, size, config.noop_filter,
                 lambda count: show(Progress(phase, count, len(chosen))),
+                config.corrections,
             )  # fmt: skip
 
         demos, held = read(training, 'read bags'), read(held_out, 'read held-out bags')

@@ -31,6 +31,7 @@ from std_srvs.srv import Trigger
 from grape_episode.bag import BagError, find_bags
 from grape_episode.contract import load_contract
 from grape_episode.ros_qos import qos_profile
+from grape_episode.ros_timer import steady_timer
 from grape_policy_node.adapters import BASE, adapter_id
 from grape_trainer.scoring.objective import Objective, load_scored_objective
 from grape_trainer.scoring.preference import PairSettings, make_pairs, write_pairs
@@ -114,7 +115,7 @@ class TrainerNode(Node):
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._client = self.create_client(LoadAdapter, 'policy_node/load_adapter')
         self.create_service(Trigger, '~/update', self._on_update)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
+        steady_timer(self, DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
         # A daemon: what a shutdown breaks off is resumed (every file is written whole).
         threading.Thread(target=self._run, name='trainer_work', daemon=True).start()
         self.get_logger().info(f'scoring {self.config.bags_dir} into {self._out}')

@@ -216,6 +216,7 @@ class SftConfig(LearnerConfig):
     lora_rank: int = 32
     lora_alpha: int = 16
     noop_filter: str = 'libero'
+    corrections: bool = False  # only what a person executed in trials on a robot
     unnorm_key: str = 'grape'
     held_out_episodes: int = 0
     validate_every: int = 100  # optimiser steps

@@ -5,7 +5,9 @@
     I_success = 1 for an episode whose outcome is success, else 0  (Eq. 11)
 
 R_self is what was recorded when the trial was sampled (temperature 1, full vocabulary), never
-recomputed here. Nothing is clipped and no product is formed, so nothing underflows.
+recomputed here. A step in which the arm did not follow the policy (a person intervened, or the
+guard held) says nothing of the policy: it is left out of R_self, and counted. Nothing is clipped
+and no product is formed, so nothing underflows.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grape_episode.episode import Episode
+from grape_episode.episode import Episode, policy_steps
 from grape_episode.outcome import Outcome
 from grape_trainer.scoring.cost import StageCost, stage_costs
 from grape_trainer.scoring.cost_sandbox import CostSandbox
@@ -54,6 +56,7 @@ class TrialScore:
     steps: int
     r_self: float | None
     r_self_per_token: float | None
+    self_left_out: int  # steps that are not in r_self
     stages: tuple[StageCost, ...]
     log_r_ext: float
     r_ext: float
@@ -144,7 +147,8 @@ def score_trial(
     segmentation = segment_plan(episode, track, plan, objective.segmentation, objective.motion)
     stages = stage_costs(episode, track, segmentation, objective, setup.generated, sandbox)
     log_r_ext = -math.fsum(stage.cost for stage in stages)
-    r_self, r_self_per_token = _self_reward(episode)
+    own_steps = policy_steps(episode)
+    r_self, r_self_per_token = _self_reward(episode, own_steps)
     success = outcome is Outcome.SUCCESS
     return TrialScore(
         episode_id=info.episode_id,
@@ -159,6 +163,7 @@ def score_trial(
         steps=len(episode.gripper_command),
         r_self=r_self,
         r_self_per_token=r_self_per_token,
+        self_left_out=int((~own_steps).sum()) if r_self is not None else 0,
         stages=stages,
         log_r_ext=log_r_ext,
         r_ext=math.exp(log_r_ext),
@@ -245,9 +250,9 @@ def _swamp_warnings(terms: Sequence[TermSpread]) -> list[str]:
     return warnings
 
 
-def _self_reward(episode: Episode) -> tuple[float | None, float | None]:
+def _self_reward(episode: Episode, own_steps: np.ndarray) -> tuple[float | None, float | None]:
     log_probs = np.asarray(episode.token_log_probs, dtype=np.float64)
-    if log_probs.size == 0:
+    if log_probs.size == 0 or not own_steps.any():
         return None, None
     if not np.isfinite(log_probs).all():
         step = int(np.argwhere(~np.isfinite(log_probs))[0][0])
@@ -255,8 +260,9 @@ def _self_reward(episode: Episode) -> tuple[float | None, float | None]:
             f"episode '{episode.info.episode_id}' has a token log-probability that is not finite "
             f'at step {step}; expected numbers up to 0. Collect the trial again.'
         )
-    total = math.fsum(log_probs.ravel())
-    return total, total / log_probs.size
+    own = log_probs[own_steps]
+    total = math.fsum(own.ravel())
+    return total, total / own.size
 
 
 def _path_length_m(positions_m: np.ndarray) -> float:

@@ -18,7 +18,7 @@ CORRUPTED, UNSCORABLE = 'corrupted', 'unscorable'
 FAILED = (CORRUPTED, UNSCORABLE)
 
 # Columns that tables of before do not have.
-ADDED = ('left_out', 'keypoints', 'approval')
+ADDED = ('left_out', 'keypoints', 'approval', 'self_left_out')
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class ScoreRow:
     status: str = SCORED
     r_self: float | None = None
     r_self_per_token: float | None = None
+    self_left_out: int | None = None  # steps of a person or a held arm, not in r_self
     stage_costs: Mapping[str, float] = field(default_factory=dict)  # columns cost_<stage>
     log_r_ext: float | None = None
     r_ext: float | None = None
@@ -104,7 +105,7 @@ def read_scores(path: Path | str) -> list[ScoreRow]:
     header = lines[0] if lines else []
     stages = [name.removeprefix('cost_') for name in header if _is_stage_column(name)]
     columns = _columns(stages)
-    if header not in (columns, [name for name in columns if name not in ADDED]):
+    if header != [name for name in columns if name in header or name not in ADDED]:
         raise ScoreTableError(
             f"'{path}' is not a score table of this version; its columns are: "
             f"{', '.join(header[:6])}... Make it again with 'grape score', to another file."

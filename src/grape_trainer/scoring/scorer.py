@@ -256,6 +256,7 @@ def _score_fields(score: TrialScore) -> dict[str, object]:
         'detail': '' if score.r_self is not None else NO_R_SELF,
         'r_self': score.r_self,
         'r_self_per_token': score.r_self_per_token,
+        'self_left_out': score.self_left_out,
         'stage_costs': {stage.stage: stage.cost for stage in score.stages},
         'log_r_ext': score.log_r_ext,
         'r_ext': score.r_ext,

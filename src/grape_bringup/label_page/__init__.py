@@ -1,0 +1,1 @@
+"""The labelling page: recorded episodes to watch and judge, and the running trial."""
