@@ -1,10 +1,11 @@
 """The direct FCI output against franka-sim: its loop, its latency and what the robot counts.
 
-    .venv/bin/python bench/bench_fci.py [--seconds 60] [--rate 100] [--backend impedance]
+    .venv/bin/python bench/bench_fci.py [--seconds 60] [--rate 100] [--comm]
 
-Sends a smooth path of targets at the guard's rate. The period is that of this sender; the latency
-is from `send` to the first state in which the arm's own command has moved; the success rate and
-the reflexes are the robot's. The simulator shares the machine: a real robot has its own.
+Sends a smooth path of targets at the guard's rate, then single steps. The period is that of this
+sender; the latency is from `send` to the first state in which the measured arm has moved; the
+success rate and the reflexes are the robot's. The simulator shares the machine: a real robot has
+its own. Only backend 'impedance': the simulator's O_T_EE is not the frame that 'robot' begins in.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seconds', type=float, default=60.0)
     parser.add_argument('--rate', type=float, default=100.0, help='Hz')
-    parser.add_argument('--backend', choices=('impedance', 'robot'), default='impedance')
     parser.add_argument('--comm', action='store_true', help='enforce the limit on lost packets')
     options = parser.parse_args()
     install()
@@ -53,7 +53,7 @@ def main() -> None:
 
 def measure(host: str, options: argparse.Namespace) -> None:
     """Play the path, then the steps."""
-    config = load_arm_config('fci', host=host, realtime='ignore', backend=options.backend)
+    config = load_arm_config('fci', host=host, realtime='ignore')
     output = FciOutput(config, get_logger('fci'))
     try:
         start = wait_ready(output)

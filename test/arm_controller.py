@@ -170,7 +170,7 @@ class Controllers:
             self.arm.goal = (np.array(position), Rotation.from_quat(quaternion))
 
     def crisp(self, message):
-        if self.node.count_publishers('/target_pose') == 1:
+        if self.node.count_publishers('/target_pose') <= 1:
             self.pose_command('crisp', message)
 
     def fzi(self, message):

@@ -73,6 +73,24 @@ class ControllerProcess:
             self.heard.append(json.loads(line))
 
 
+def on_node(node, make):
+    """Make an output on the thread that spins its node, as make_arm_output asks."""
+    done = []
+
+    def attempt():
+        try:
+            done.append((make(), None))
+        except Exception as error:  # for the caller; here it would end the executor
+            done.append((None, error))
+
+    node.executor.create_task(attempt)
+    wait_until(lambda: done, 'the output')
+    output, error = done[0]
+    if error is not None:
+        raise error
+    return output
+
+
 class TopicRig:
     """One kind of output on the shared controllers."""
 
@@ -92,7 +110,8 @@ class TopicRig:
     def open(self, **changes):
         from grape_bringup.robot.arm_outputs import make_arm_output
 
-        return make_arm_output(self.config(**changes), self.node, rate_hz=100.0)
+        config = self.config(**changes)
+        return on_node(self.node, lambda: make_arm_output(config, self.node, rate_hz=100.0))
 
     def shut(self, output):
         """Wait until its publisher has gone: the next output is to be the only one."""

@@ -101,8 +101,7 @@ class RobotPeer(_Spun):
         latched = qos_profile(
             next(t for t in contract.topics if t.name == 'observation/front/camera_pose')
         )
-        place = node.create_publisher(TransformStamped, '/camera/front/camera_pose', latched)
-        place.publish(TransformStamped(child_frame_id='front'))
+        self._place = node.create_publisher(TransformStamped, '/camera/front/camera_pose', latched)
         if has_guard:
             self._be_guard(contract, PoseStamped, JointState, Float32, PolicyStep, SetBool)
         for camera in CAMERAS:
@@ -122,6 +121,10 @@ class RobotPeer(_Spun):
         node.create_service(SetBool, 'guard/pause', self._pause)
         node.create_timer(1 / 50, self._state)
         node.create_timer(1 / 20, self._guard_state)
+
+    def calibrate(self):
+        """Say where the front camera stands, once; it is latched."""
+        self._place.publish(self._kinds[5](child_frame_id='front'))
 
     def reset(self):
         """Be well again."""

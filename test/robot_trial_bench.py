@@ -55,6 +55,7 @@ class Bench:
             {'contract': self.contract_path, 'config': self.config_path, 'bags': self.bags},
         )
         self._count = 0
+        self.is_calibrated, self.refusal = False, (True, '')
 
     def start_recorder(self):
         self.recorder = self._start(
@@ -79,6 +80,16 @@ class Bench:
         for client in (self._labels, *self._buttons.values()):
             wait_until(client.service_is_ready, 20.0)
         wait_until(self._action.server_is_ready, 20.0)
+        if not self.is_calibrated:
+            # The camera says where it stands before its trials begin, and only once.
+            self.wait_state(IDLE)
+            self.ask()
+            time.sleep(0.5)
+            self.refusal = self.press('ready')
+            self.press('abort')
+            self.wait_state(IDLE)
+            self.robot.calibrate()
+            self.is_calibrated = True
         time.sleep(0.5)  # and the trial node has pictures
 
     def press(self, name):

@@ -7,7 +7,7 @@ import time
 import driver_interfaces
 import pytest
 from arm_conformance import ArmConformance, distance, send_until, target_at, wait_mode, wait_until
-from arm_rigs import ControllerProcess, TopicRig, TwistRig
+from arm_rigs import ControllerProcess, TopicRig, TwistRig, on_node
 
 from grape_bringup.robot.arm import ArmError, ArmMode
 from grape_bringup.robot.arm_config import load_arm_config
@@ -70,9 +70,8 @@ def crisp(controllers, node):
 
         config = rig.config()
         changed = config.franka_ros2.model_copy(update=driver)
-        opened.append(
-            make_arm_output(config.model_copy(update={'franka_ros2': changed}), rig.node)
-        )
+        config = config.model_copy(update={'franka_ros2': changed})
+        opened.append(on_node(node, lambda: make_arm_output(config, node)))
         return opened[-1]
 
     rig.open_output = open_output
@@ -251,7 +250,7 @@ def test_topic_without_a_controller_is_named(controllers, node):
 
     rig = make_rig('crisp', controllers, node)
     config = rig.config(target={'name': 'nobody/target_pose'})
-    output = make_arm_output(config, node)
+    output = on_node(node, lambda: make_arm_output(config, node))
     try:
         here = wait_mode(output, ArmMode.READY)
         with pytest.raises(ArmError, match='nobody listens to /nobody/target_pose'):

@@ -69,6 +69,13 @@ def test_trial_is_recorded_with_one_stamp_a_step_and_the_operators_label(well):
     assert (gaps_s > 0).all() and 0.8 < np.median(gaps_s) * RATE_HZ < 1.3
 
 
+def test_depth_camera_that_never_said_where_it_stands_refuses_the_start(bench):
+    """Asked before the camera said so; the trials of the other tests began after."""
+    ok, said = bench.refusal
+    assert not ok and 'no camera_pose came on /camera/front/camera_pose' in said
+    assert 'grape calibrate' in said
+
+
 def test_unlabelled_trial_is_no_failure_and_is_labelled_afterwards(well):
     result = well.run(max_steps=5)
     played = result()

@@ -16,6 +16,7 @@ from PIL import Image
 from grape_episode.bag import BagError, read_episode
 from grape_episode.contract import ContractError
 from grape_episode.episode import Episode
+from grape_episode.label import effective_outcome
 from grape_trainer.report_distances import StageDistances, stage_distances
 from grape_trainer.scoring.keypoint import KeypointError
 from grape_trainer.scoring.objective import Objective
@@ -89,7 +90,7 @@ def film(bag: Path, objective: Objective | None) -> Film:
         task=episode.info.task,
         instruction=episode.info.instruction,
         init_state=episode.info.init_state,
-        outcome=str(episode.info.outcome),
+        outcome=effective_outcome(bag),
         steps=episode.info.steps,
         duration_s=duration_s,
         gif_uri=_data_uri('image/gif', gif),

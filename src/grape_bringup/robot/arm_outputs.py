@@ -20,7 +20,8 @@ def make_arm_output(config: ArmConfig, node: Node, rate_hz: float | None = None)
 
     Args:
         config: from `load_arm_config`.
-        node: for topics, services and the log; its executor must spin.
+        node: for topics, services and the log. Its executor spins later, or calls this itself: an
+            action client that is made beside a spinning executor ends that executor.
         rate_hz: how often targets will be sent, to check that the controller does not halt in
             between; None: not checked.
 

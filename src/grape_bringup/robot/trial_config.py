@@ -61,6 +61,7 @@ class TrialConfig(StrictModel):
     fingers: Fingers | None = None  # None: the joint states have them already
     participants: tuple[str, ...] = ('policy', 'recorder')
     needs_guard: bool = True
+    needs_calibration: bool = True
     max_image_age_s: float = Field(0.3, gt=0, le=5)
     max_state_age_s: float = Field(0.2, gt=0, le=5)
     max_guard_age_s: float = Field(1.0, gt=0, le=10)

@@ -92,10 +92,14 @@ class TrialTopics:
         """Return what is missing, too old, or not as the contract says."""
         found = self.stale()
         for camera, topics in self._config.cameras.items():
-            for role in ONCE if self.contract.cameras[camera].depth else ():
+            has_depth = self.contract.cameras[camera].depth is not None
+            for role in ONCE if has_depth and self._config.needs_calibration else ():
                 topic = getattr(topics, role)
                 if self._contract_topic(camera, role) not in self._once:
-                    found.append(f'camera {camera}: no {role} came on {topic}')
+                    found.append(
+                        f'camera {camera}: no {role} came on {topic}; run grape calibrate, or '
+                        'set needs_calibration: false'
+                    )
         return found or self._wrong_pictures()
 
     def observe(self, stamp_ns: int, with_images: bool) -> None:
