@@ -20,7 +20,7 @@ DIED = 30  # exit code of the manager: this and the node's place
 
 @pytest.fixture(scope='module')
 def stack(ros_processes, tmp_path_factory):
-    """Our own cameras and the fake arm; recorder, guard, policy and trial node are the real ones."""
+    """Our own cameras and the fake arm; everything else is real."""
     import rclpy
     from grape.msg import GuardState
 
