@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import json
 import queue
-import sys
 import threading
 from dataclasses import dataclass
 from functools import partial
 
-import rclpy
 from grape.action import RunEpisode
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.exceptions import ParameterException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 
 from grape_episode.contract import Contract, ContractError, load_contract
 from grape_episode.outcome import Outcome
+from grape_episode.ros_main import made
 from grape_episode.ros_signals import stop_on_signal
 from sim_bridge.bridge_episode import MODES, BridgeEpisode, EpisodeSettings
 from sim_bridge.bridge_topics import BridgeTopics
@@ -207,24 +203,15 @@ class BridgeNode(Node):
 def main() -> None:
     """Run the node until it is told to stop."""
     stopping = stop_on_signal()
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = BridgeNode(stopping)
-    except (ValueError, ParameterException) as error:
-        rclpy.logging.get_logger('bridge_node').error(str(error))
-        rclpy.try_shutdown()
-        sys.exit(1)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinner = threading.Thread(target=executor.spin, daemon=True)
-    spinner.start()
-    try:
-        node.serve()
-    finally:
-        node.close()
-        executor.shutdown(timeout_sec=CLOSE_S)
-        spinner.join(timeout=CLOSE_S)
-        rclpy.try_shutdown()
+    with made(lambda: BridgeNode(stopping), 'bridge_node') as (node, executor):
+        spinner = threading.Thread(target=executor.spin, daemon=True)
+        spinner.start()
+        try:
+            node.serve()
+        finally:
+            node.close()
+            executor.shutdown(timeout_sec=CLOSE_S)
+            spinner.join(timeout=CLOSE_S)
 
 
 if __name__ == '__main__':

@@ -29,6 +29,7 @@ MAY_IMPORT_ROS = {
     'src/grape_episode/recording.py',
     'src/grape_episode/ros_diagnostics.py',
     'src/grape_episode/ros_qos.py',
+    'src/grape_episode/ros_main.py',
     'src/grape_episode/ros_signals.py',
     'src/grape_episode/ros_timer.py',
     'src/grape_policy_node/acting.py',

@@ -231,8 +231,11 @@ def test_frozen_recorder_counts_every_message_that_it_missed(peer, stream):
     time.sleep(0.3)
     os.kill(peer.process.popen.pid, signal.SIGSTOP)
     driver.send(500)
+    said = peer.diagnostics.said
+    said.clear()
     os.kill(peer.process.popen.pid, signal.SIGCONT)
-    time.sleep(0.5)
+    # It has taken all that was kept for it: on a busy machine that takes seconds.
+    wait_until(lambda: len(said) > 2 and value(said[-1], JOINTS).startswith('0.0 Hz'), 30.0)
     driver.send(1)  # a gap shows when the next one comes
     peer.step('frozen', 0)
     execute(peer, 'frozen', 0)

@@ -11,22 +11,17 @@ is full or too slow and two publishers of one observation, and then ERROR has th
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from grape.msg import EpisodeEvent
 from grape.srv import LabelEpisode
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
-from rclpy.signals import SignalHandlerOptions
 
 from grape_episode import ros_diagnostics
 from grape_episode.bag_writer import BagWriter
@@ -40,6 +35,7 @@ from grape_episode.recorder_health import RecorderHealth
 from grape_episode.recorder_queue import QueuedWriter
 from grape_episode.recorder_topics import RecorderTopics
 from grape_episode.recording import Recording, TooSlowError
+from grape_episode.ros_main import made
 from grape_episode.ros_qos import qos_profile
 from grape_episode.ros_signals import stop_on_signal
 from grape_episode.ros_timer import steady_timer
@@ -327,22 +323,12 @@ class RecorderNode(Node):
 def main() -> None:
     """Run the node until it is told to stop."""
     stop = stop_on_signal()
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = RecorderNode()
-    except (ValueError, OSError, ParameterException) as error:
-        rclpy.logging.get_logger('recorder_node').error(str(error))
-        rclpy.try_shutdown()
-        sys.exit(1)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not stop.is_set():
-            executor.spin_once(timeout_sec=TICK_S)
-    finally:
-        node.finish_on_stop()
-        executor.shutdown()
-        rclpy.try_shutdown()
+    with made(RecorderNode, 'recorder_node') as (node, executor):
+        try:
+            while not stop.is_set():
+                executor.spin_once(timeout_sec=TICK_S)
+        finally:
+            node.finish_on_stop()
 
 
 if __name__ == '__main__':

@@ -10,22 +10,18 @@ camera does is on /diagnostics; a lost or frozen one publishes nothing, and is o
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import rclpy
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
-from rclpy.exceptions import ParameterException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from rclpy.signals import SignalHandlerOptions
 
 from grape_bringup.robot.camera_config import CameraConfig, CamerasConfig, load_cameras
 from grape_bringup.robot.camera_watch import TopicWatch
 from grape_bringup.robot.hand_eye_file import HandEye, load_hand_eye
 from grape_episode import ros_diagnostics
+from grape_episode.ros_main import made
 from grape_episode.ros_signals import stop_on_signal
 
 if TYPE_CHECKING:  # needs pyrealsense2, which a watch over the wrapper's cameras does without
@@ -113,22 +109,12 @@ class CameraNode(Node):
 def main() -> None:
     """Run the node until it is told to stop."""
     stop = stop_on_signal()
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = CameraNode()
-    except (ValueError, OSError, ImportError, ParameterException) as error:
-        rclpy.logging.get_logger('camera_node').error(str(error))
-        rclpy.try_shutdown()
-        sys.exit(1)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not stop.is_set():
-            executor.spin_once(timeout_sec=POLL_S)
-    finally:
-        node.close()
-        executor.shutdown()
-        rclpy.try_shutdown()
+    with made(CameraNode, 'camera_node') as (node, executor):
+        try:
+            while not stop.is_set():
+                executor.spin_once(timeout_sec=POLL_S)
+        finally:
+            node.close()
 
 
 if __name__ == '__main__':

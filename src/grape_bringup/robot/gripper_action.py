@@ -12,9 +12,8 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from action_msgs.msg import GoalStatus
@@ -26,7 +25,7 @@ from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from grape_bringup.robot.gripper import GripperError, GripperState
-from grape_bringup.robot.gripper_command import NewestCommand
+from grape_bringup.robot.gripper_command import KeptState, NewestCommand
 from grape_bringup.robot.gripper_config import ACTION_TYPES, ActionGripper
 
 TICK_S = 0.02
@@ -78,9 +77,7 @@ class GripperAction:
         """
         self._config, self._node = config, node
         self._commands = NewestCommand(config.min_change)
-        self._lock = threading.Lock()
-        self._state: GripperState | None = None
-        self._fault = 'not connected yet'
+        self._kept = KeptState(config.stale_s, self._silent)
         self._needs_recovery = ''
         self._is_holding = False
         self._goal: _Goal | None = None
@@ -104,19 +101,11 @@ class GripperAction:
     @property
     def fault(self) -> str:
         """What is wrong now, also before the first state; empty while it works."""
-        with self._lock:
-            fault, state = self._fault, self._state
-        if not fault and state is not None:
-            age_s = time.monotonic() - state.stamp_s
-            if age_s > self._config.stale_s:
-                return self._silent(f'for {age_s:.1f} s')
-        return fault
+        return self._kept.fault
 
     def state(self) -> GripperState | None:
         """Return the latest state; None before the first one."""
-        with self._lock:
-            state = self._state
-        return state and replace(state, fault=self.fault)
+        return self._kept.get()
 
     def command(self, opening: float) -> None:
         """Ask for an opening; dropped while a fault is there.
@@ -161,10 +150,8 @@ class GripperAction:
             self._commands.block()
         else:
             self._commands.unblock()
-        with self._lock:
-            is_other, self._fault = fault != self._fault, fault
         log = self._node.get_logger()
-        if is_other:
+        if self._kept.set_fault(fault):
             log.error(f'gripper: {fault}') if fault else log.info('gripper: ready')
         if self._goal is not None and self._is_late(self._goal):
             self._needs_recovery = (
@@ -189,9 +176,10 @@ class GripperAction:
         self._served_since = self._served_since or time.monotonic()
         if time.monotonic() - self._served_since < SETTLE_S:
             return f'connecting to {self._config.action}'
-        if self._state is None:
+        age_s = self._kept.age_s
+        if age_s is None:
             return self._silent('yet')
-        if time.monotonic() - self._state.stamp_s > self._config.stale_s:
+        if age_s > self._config.stale_s:
             return self._silent(f'for more than {self._config.stale_s:g} s')
         return ''
 
@@ -255,9 +243,7 @@ class GripperAction:
         if position is None or not math.isfinite(position):  # ros2_control begins with NaN
             return
         opening = self._config.to_opening(position)
-        state = GripperState(opening, self._is_holding, time.monotonic())
-        with self._lock:
-            self._state = state
+        self._kept.put(GripperState(opening, self._is_holding, time.monotonic()))
 
     def _reactivated(self, future: Future) -> None:
         response = future.result()

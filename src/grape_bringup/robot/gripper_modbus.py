@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 
 from pymodbus.exceptions import ModbusException
 from pyrobotiqgripper import RobotiqGripper
@@ -22,7 +21,7 @@ from pyrobotiqgripper.exceptions import GripperTimeoutError, RobotiqGripperError
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from grape_bringup.robot.gripper import GripperState
-from grape_bringup.robot.gripper_command import NewestCommand
+from grape_bringup.robot.gripper_command import KeptState, NewestCommand
 from grape_bringup.robot.gripper_config import ModbusGripper
 
 ACTIVE = 3  # gSTA
@@ -52,9 +51,9 @@ class GripperModbus:
         self._config = config
         self._logger = logger
         self._commands = NewestCommand(config.min_change)
-        self._lock = threading.Lock()
-        self._state: GripperState | None = None
-        self._fault = 'not connected yet'
+        self._kept = KeptState(
+            config.stale_s, lambda long: f'no answer from the gripper at {config.where} {long}'
+        )
         self._may_activate = config.activate_at_start
         self._needs_recovery = ''  # why, until recover() is called
         self._recover = threading.Event()
@@ -66,19 +65,11 @@ class GripperModbus:
     @property
     def fault(self) -> str:
         """What is wrong now, also before the first state; empty while it works."""
-        with self._lock:
-            fault, state = self._fault, self._state
-        if not fault and state is not None:
-            age_s = time.monotonic() - state.stamp_s
-            if age_s > self._config.stale_s:
-                return f'no answer from the gripper at {self._config.where} for {age_s:.1f} s'
-        return fault
+        return self._kept.fault
 
     def state(self) -> GripperState | None:
         """Return the latest state; None before the first one."""
-        with self._lock:
-            state = self._state
-        return state and replace(state, fault=self.fault)
+        return self._kept.get()
 
     def command(self, opening: float) -> None:
         """Ask for an opening; dropped while the line is lost or the gripper in a fault.
@@ -132,7 +123,7 @@ class GripperModbus:
             f'the gripper at {self._config.where} is lost ({type(error).__name__}: {first_line}); '
             'see its power, its cable and who else has the port open'
         )
-        if self._set_fault(fault):
+        if self._kept.set_fault(fault):
             self._logger.error(fault)
 
     def _serve(self, gripper: RobotiqGripper) -> None:
@@ -144,7 +135,7 @@ class GripperModbus:
                 self._activate(gripper)
             self._may_activate = False
             self._take_status(gripper.status(refreshStatus=False))
-            opening = None if self._fault else self._commands.take()
+            opening = None if self._kept.fault else self._commands.take()
             if opening is not None:
                 self._move(gripper, opening)
             gripper.readStatus(raiseOnFault=False)
@@ -156,7 +147,7 @@ class GripperModbus:
     def _activate(self, gripper: RobotiqGripper) -> None:
         self._commands.block()
         self._recover.clear()
-        self._set_fault('it is being activated; the fingers travel')
+        self._kept.set_fault('it is being activated; the fingers travel')
         self._asked_counts = None
         try:
             gripper.activate(reset=True, start=False)
@@ -193,17 +184,12 @@ class GripperModbus:
         self._commands.block() if fault else self._commands.unblock()
         # An answer about the move before says nothing of the object that this one meets.
         is_own = self._asked_counts is None or int(status['gPR']) == self._asked_counts
-        with self._lock:
-            self._state = GripperState(
+        self._kept.put(
+            GripperState(
                 opening=self._config.to_opening(status['gPO']),
                 is_holding=is_own and not fault and int(status['gOBJ']) in AT_OBJECT,
                 stamp_s=time.monotonic(),
             )
-        if self._set_fault(fault):
+        )
+        if self._kept.set_fault(fault):
             self._logger.error(fault) if fault else self._logger.info('gripper: ready')
-
-    def _set_fault(self, fault: str) -> bool:
-        """Replace the fault; say whether it is another one."""
-        with self._lock:
-            is_other, self._fault = fault != self._fault, fault
-        return is_other

@@ -15,13 +15,9 @@ import threading
 import time
 from dataclasses import dataclass
 
-import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from std_srvs.srv import SetBool, Trigger
 
@@ -36,6 +32,7 @@ from grape_bringup.robot.guard_topics import GuardTopics
 from grape_bringup.robot.guard_watch import CameraWatch
 from grape_episode import ros_diagnostics
 from grape_episode.contract import Contract, load_contract
+from grape_episode.ros_main import made
 from grape_episode.ros_signals import stop_on_signal
 from grape_episode.ros_timer import steady_timer
 
@@ -271,26 +268,16 @@ def main() -> None:
     """Run the node until it is told to stop, or its loop ends; hold comes last."""
     stop = stop_on_signal()
     sys.setswitchinterval(SWITCH_S)
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = GuardNode()
-    except (ValueError, RuntimeError, ImportError, OSError, ParameterException) as error:
-        rclpy.logging.get_logger('guard_node').error(str(error))
-        rclpy.try_shutdown()
-        sys.exit(1)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    node.loop.start()
-    try:
-        while not stop.is_set() and node.loop.is_running:
-            executor.spin_once(timeout_sec=SPIN_S)
-    finally:
-        node.loop.stop()
-        node.flush()  # hold above all
-        node.loop.close()
-        node.flush()
-        executor.shutdown()
-        rclpy.try_shutdown()
+    with made(GuardNode, 'guard_node') as (node, executor):
+        node.loop.start()
+        try:
+            while not stop.is_set() and node.loop.is_running:
+                executor.spin_once(timeout_sec=SPIN_S)
+        finally:
+            node.loop.stop()
+            node.flush()  # hold above all
+            node.loop.close()
+            node.flush()
     sys.exit(0 if node.loop.error is None else 1)
 
 

@@ -18,18 +18,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool
 
 from grape_bringup.robot.stack_watch import NOT_STARTED, StackConfig, StackError, StackWatch
 from grape_episode import ros_diagnostics
+from grape_episode.ros_main import made
 from grape_episode.ros_signals import stop_on_signal
 from grape_episode.ros_timer import steady_timer
 
@@ -229,20 +227,8 @@ def serve(node: ManagerNode, executor: SingleThreadedExecutor, stop: threading.E
 def main() -> None:
     """Run the node; the exit code says which node was missing."""
     stop = stop_on_signal()
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = ManagerNode()
-    except (ValueError, ParameterException) as error:
-        rclpy.logging.get_logger('manager_node').error(str(error))
-        rclpy.try_shutdown()
-        sys.exit(1)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
+    with made(ManagerNode, 'manager_node') as (node, executor):
         code = serve(node, executor, stop)
-    finally:
-        executor.shutdown()
-        rclpy.try_shutdown()
     sys.exit(code)
 
 

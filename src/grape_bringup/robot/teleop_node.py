@@ -15,15 +15,11 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
-import rclpy
 from geometry_msgs.msg import Vector3
 from grape.msg import TeleopCommand
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Joy
 from std_srvs.srv import Trigger
 
@@ -32,6 +28,7 @@ from grape_bringup.robot.teleop_config import TeleopConfig, load_teleop_config
 from grape_bringup.robot.teleop_keyboard import KeyboardTeleop, Terminal
 from grape_bringup.robot.teleop_spacemouse import SpaceMouseTeleop
 from grape_episode import ros_diagnostics
+from grape_episode.ros_main import made
 from grape_episode.ros_signals import stop_on_signal
 
 REOPEN_S = 1.0
@@ -222,22 +219,12 @@ def main(args: list[str] | None = None) -> int:
     stop = stop_on_signal()
     # A terminal that is closed sends SIGHUP, which would end the node without a word.
     signal.signal(signal.SIGHUP, lambda *_: stop.set())
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = TeleopNode()
-    except (ValueError, OSError, ParameterException) as error:
-        rclpy.logging.get_logger('teleop_node').error(str(error))
-        rclpy.try_shutdown()
-        return 1
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not stop.is_set() and not node.ended:
-            executor.spin_once(timeout_sec=SPIN_S)
-    finally:
-        node.let_go()
-        executor.shutdown()
-        rclpy.try_shutdown()
+    with made(TeleopNode, 'teleop_node', args) as (node, executor):
+        try:
+            while not stop.is_set() and not node.ended:
+                executor.spin_once(timeout_sec=SPIN_S)
+        finally:
+            node.let_go()
     with suppress(OSError):
         sys.stdout.flush()
     return 1 if node.ended else 0

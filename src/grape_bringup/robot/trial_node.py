@@ -10,22 +10,17 @@ on the main thread; rclpy spins in another.
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import rclpy
 from grape.action import RunEpisode
 from grape.srv import LabelEpisode
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.exceptions import ParameterException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
 
 from grape_bringup.robot.trial_asking import asked_of, next_goal, reset_prompt
@@ -37,6 +32,7 @@ from grape_bringup.robot.trial_views import TrialViews
 from grape_episode.contract import load_contract
 from grape_episode.label import append_label
 from grape_episode.outcome import Outcome
+from grape_episode.ros_main import made
 from grape_episode.ros_signals import stop_on_signal
 
 POLL_S = 0.1
@@ -301,31 +297,21 @@ class TrialNode(Node):
 def main() -> None:
     """Run the node until it is told to stop."""
     stopping = stop_on_signal()
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = TrialNode(stopping)
-    except (ValueError, OSError, ParameterException) as error:
-        rclpy.logging.get_logger('trial_node').error(str(error))
-        rclpy.try_shutdown()
-        sys.exit(1)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    closing = threading.Event()
+    with made(lambda: TrialNode(stopping), 'trial_node') as (node, executor):
+        closing = threading.Event()
 
-    def spin() -> None:
-        while not closing.is_set():
-            executor.spin_once(timeout_sec=POLL_S)
+        def spin() -> None:
+            while not closing.is_set():
+                executor.spin_once(timeout_sec=POLL_S)
 
-    spinner = threading.Thread(target=spin, daemon=True)
-    spinner.start()
-    try:
-        node.serve()
-    finally:
-        node.close()
-        closing.set()
-        spinner.join(timeout=CLOSE_S)
-        executor.shutdown(timeout_sec=CLOSE_S)
-        rclpy.try_shutdown()
+        spinner = threading.Thread(target=spin, daemon=True)
+        spinner.start()
+        try:
+            node.serve()
+        finally:
+            node.close()
+            closing.set()
+            spinner.join(timeout=CLOSE_S)
 
 
 if __name__ == '__main__':
