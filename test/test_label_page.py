@@ -237,6 +237,7 @@ def test_episode_without_pictures_says_so_and_can_be_discarded(page, server, bag
         ".find(e => e.innerText.includes('trial_40')).click()"
     )
     page.wait_text('No pictures:')
+    page.wait_for(JUDGEABLE)
     page.key('d')
     wait_until(lambda: read_labels(bag))
     assert standing(read_labels(bag)).outcome == 'discard'

@@ -43,6 +43,7 @@ class LabelPage:
         self._number: int | None = None  # of the episode on show
         self._seen: Label | None = None  # the verdict that its person saw to hold
         self._is_shown = False  # its pictures
+        self._verdicts: list[ui.button] = []  # enabled while they are
         self._given: list[tuple[int, Label]] = []  # by this page, newest last
         self._camera = ''
 
@@ -87,7 +88,7 @@ class LabelPage:
                     f'{outcome} ({key})', on_click=lambda _, o=outcome: self._judge(o)
                 )
                 button.props(f'color={COLOURS[outcome]} id=button-{outcome}')
-                button.bind_enabled_from(self, '_is_shown')
+                self._verdicts.append(button)
             ui.button('undo (u)', on_click=self._undo).props('outline id=button-undo')
         ui.label(HELP).classes('text-caption')
 
@@ -104,7 +105,8 @@ class LabelPage:
     # What is on show
 
     def _show(self, number: int | None) -> None:
-        self._number, self._is_shown = number, False
+        self._number = number
+        self._set_shown(False)
         if number is None:
             self._title.text = 'Nothing is recorded here yet'
             self._tell_progress()
@@ -219,7 +221,13 @@ class LabelPage:
 
     def _on_film_shown(self, event: events.GenericEventArguments) -> None:
         if self._number is not None and event.args['url'] == _film_url(self._number):
-            self._is_shown = True
+            self._set_shown(True)
+
+    def _set_shown(self, is_shown: bool) -> None:
+        # At once, with the title: a binding would follow a tenth of a second later.
+        self._is_shown = is_shown
+        for button in self._verdicts:
+            button.set_enabled(is_shown)
 
     def _judge(self, outcome: str) -> None:
         number = self._number
