@@ -46,6 +46,7 @@ class LabelPage:
         self._verdicts: list[ui.button] = []  # enabled while they are
         self._given: list[tuple[int, Label]] = []  # by this page, newest last
         self._camera = ''
+        self._told = 0  # episodes that this page has listed
 
     def build(self) -> None:
         """Put the page together and show the first episode that waits."""
@@ -191,11 +192,12 @@ class LabelPage:
 
     def _tell_progress(self, waiting: int | None = None) -> None:
         waiting = len(self._queue.waiting()) if waiting is None else waiting
-        total = len(self._queue.entries)
+        self._told = total = len(self._queue.entries)
         self._progress.text = f'{waiting} of {total} wait for a label'
 
     def _look_for_new(self) -> None:
-        if not self._queue.refresh():
+        self._queue.refresh()
+        if len(self._queue.entries) == self._told:  # another page may have found them
             return
         if self._number is None:
             self._show(self._queue.order()[0])
